@@ -1,0 +1,9 @@
+import os
+os.environ.setdefault('TQDM_DISABLE', '1')
+import pytest
+
+@pytest.fixture
+def tiny():
+    "A small chroma set: 32 px, 20 classes"
+    from mils.chroma import chroma
+    return chroma(n_train=240, n_val=100, n_test=100)

@@ -1,0 +1,47 @@
+"`mils` as a user types it"
+import subprocess,sys,time
+import pytest
+from mils.cli import *
+
+def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
+
+@pytest.mark.parametrize('command', ['data','train','sweep','results','bench','report'])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as e: main([command,'--help'])
+    out = capsys.readouterr().out
+    assert e.value.code==0 and f'usage: mils {command}' in out and len(out.splitlines())>5
+
+def test_usage(capsys):
+    assert main(['--help'])==0 and main([])==2
+    assert all(c in capsys.readouterr().out for c in ('data','train','sweep','results','bench','report'))
+
+@pytest.mark.parametrize('words,say', [
+    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
+    (['train','small_cnn','--set','rl=1'], "recipe setting"), (['train','small_cnn','--channels','RX'], 'possible: R, G, B'),
+    (['train','small_cnn','--epochs','0'], 'expected 1 or more'), (['train','small_cnn','--classes','a'], '0-49'),
+    (['train','small_cnn:width=1,2'], 'mils sweep'), (['results','chroma','--runs','/nowhere'], 'no finished run')])
+def test_errors_are_one_line(words, say, capsys):
+    assert main(words)==1
+    err = capsys.readouterr().err
+    assert err.startswith('mils: ') and say in err and len(err.splitlines())==1
+
+def test_unknown_option_is_status_2():
+    with pytest.raises(SystemExit) as e: main(['train','small_cnn','--colour','red'])
+    assert e.value.code==2
+
+def test_main_road(tmp_path, monkeypatch):
+    "sweep, results, and both again"
+    monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
+    monkeypatch.chdir(tmp_path)
+    from mils.runs import protocols
+    monkeypatch.setitem(protocols['chroma'], 'arms', [dict(model='small_cnn', dynamic=True, sampling='sample')])
+    for _ in range(2): assert main(['sweep','chroma','--epochs','1','--seeds','0'])==0
+    assert main(['results','chroma'])==0
+    assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
+
+def test_light_imports():
+    "Help, lists and the package itself need no PyTorch"
+    code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.data,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
+    r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    assert float(r.stdout)<.3

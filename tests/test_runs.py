@@ -1,0 +1,102 @@
+"Runs survive `kill -9`, damaged files, full disks and each other"
+import json,os,random,resource,signal,subprocess,sys,time
+from pathlib import Path
+import pandas as pd,pytest
+from mils.learner import *
+from mils.runs import *
+
+CODE = '''
+import sys
+from mils.chroma import chroma
+from mils.runs import grid,sweep_runs
+ds = chroma(n_train=320, n_val=60, n_test=60)
+arms = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
+print('ready', flush=True)
+failed = sweep_runs(grid(arms, seeds=[0,1], epochs=3, overrides=dict(bs=32)), ds, sys.argv[1])
+assert not failed, failed
+'''
+def start(root): return subprocess.Popen([sys.executable,'-c',CODE,str(root)], stdout=subprocess.PIPE, text=True)
+def finished(root): return {p.parent.name:p.stat().st_mtime_ns for p in Path(root).glob('*/DONE')}
+SAME = ['run','epoch','train_loss','val_loss','val_top1','val_top5','lr']
+
+def test_kill_and_resume(tmp_path):
+    "`kill -9` at random moments: nothing finished is lost or repeated, and the result is equal to the bit"
+    calm = start(tmp_path/'calm')
+    assert calm.wait(300)==0
+    rng,done,kills = random.Random(42),{},0
+    while True:
+        p = start(tmp_path/'killed')
+        p.stdout.readline()
+        limit = rng.uniform(.1,1.6) if kills<6 else None
+        try: code = p.wait(limit)
+        except subprocess.TimeoutExpired:
+            p.kill(); p.wait(); code,kills = None,kills+1
+        now = finished(tmp_path/'killed')
+        assert done.items()<=now.items()                 # what was done is there, untouched
+        done = now
+        if code is not None: break
+    assert code==0 and kills>=3
+    a,b = collect_runs(tmp_path/'calm'),collect_runs(tmp_path/'killed')
+    assert list(a['runs'].run)==list(b['runs'].run) and len(b['runs'])==4
+    pd.testing.assert_frame_equal(a['epochs'][SAME], b['epochs'][SAME], check_exact=True)
+    pd.testing.assert_frame_equal(a['predictions'], b['predictions'], check_exact=True)
+    assert not list((tmp_path/'killed').glob('*/state.safetensors'))
+
+def test_two_sweeps_share_the_work(tmp_path):
+    ps = [start(tmp_path) for _ in range(2)]
+    assert [p.wait(300) for p in ps]==[0,0]
+    t = collect_runs(tmp_path)
+    assert len(t['runs'])==4 and (t['epochs'].groupby('run').size()==3).all()
+
+CFG = Config(epochs=2, overrides=dict(bs=60))
+
+def test_identity(tiny):
+    other = Config(epochs=2, overrides=dict(bs=60), seed=1)
+    assert run_name(CFG, tiny)!=run_name(other, tiny)
+    tiny.key += 'x'
+    assert run_name(CFG, tiny)!=run_name(CFG, type(tiny)(**{**vars(tiny),'key':tiny.key[:-1]}))
+
+def test_damaged_state_starts_anew(tiny, tmp_path, capsys):
+    want = pd.read_json(train_run(CFG, tiny, tmp_path/'a')/'metrics.jsonl', lines=True)
+    folder = tmp_path/'b'/run_name(CFG, tiny)
+    folder.mkdir(parents=True)
+    (folder/'state.safetensors').write_bytes(b'\x80\x04\x95 a pickle, or half a file')
+    got = pd.read_json(train_run(CFG, tiny, tmp_path/'b')/'metrics.jsonl', lines=True)
+    assert 'pickle' in capsys.readouterr().err
+    pd.testing.assert_frame_equal(got[SAME[1:]], want[SAME[1:]], check_exact=True)
+
+def test_only_safetensors_are_read(tmp_path):
+    import torch
+    torch.save({'w':torch.zeros(1)}, tmp_path/'model.safetensors')
+    with pytest.raises(ValueError, match='pickle'): load_run(tmp_path)
+
+def test_read_only_folder(tiny, tmp_path):
+    (tmp_path/'file').write_text('not a folder')
+    with pytest.raises(OSError): train_run(CFG, tiny, tmp_path/'file'/'runs')
+
+def test_full_disk_keeps_finished_runs(tiny, tmp_path):
+    "The kernel refuses to write beyond a limit: the sweep stops with a clear error, what was done is whole, and later it goes on"
+    first = train_run(CFG, tiny, tmp_path)
+    before = {f.name:f.read_bytes() for f in first.iterdir()}
+    soft,hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cfgs = [CFG, Config(epochs=2, seed=1, overrides=dict(bs=60))]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,hard))
+        with pytest.raises(OSError): sweep_runs(cfgs, tiny, tmp_path)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft,hard))
+    assert {f.name:f.read_bytes() for f in first.iterdir()}==before
+    assert not list(tmp_path.glob('*/.*.tmp')) and len(finished(tmp_path))==1
+    assert sweep_runs(cfgs, tiny, tmp_path)=={} and len(finished(tmp_path))==2
+
+def test_one_failed_run_does_not_stop_the_others(tiny, tmp_path):
+    failed = sweep_runs([Config(epochs=1, options=dict(width=0)), Config(epochs=1, overrides=dict(bs=60))], tiny, tmp_path)
+    assert len(failed)==1 and len(finished(tmp_path))==1
+
+def test_tables_round_trip(tiny, tmp_path, monkeypatch):
+    sweep_runs([CFG, Config(epochs=2, dynamic=True, sampling='sample', overrides=dict(bs=60))], tiny, tmp_path/'runs')
+    a = collect_runs(tmp_path/'runs', tmp_path/'results'/'t')
+    monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
+    b = read_results('t')
+    assert {k:len(v) for k,v in a.items()}=={k:len(v) for k,v in b.items()}
+    assert set(b['channels'].query("run.str.contains('small_cnn')").channels)==set('RGB RG RB GB R G B'.split())
+    with pytest.raises(ValueError, match='no finished run'): collect_runs(tmp_path/'nowhere')

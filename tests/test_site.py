@@ -1,0 +1,134 @@
+"The pages that are rendered without Quarto, from a small project made here"
+import configparser,re,shutil,sys
+from html.parser import HTMLParser
+from pathlib import Path
+import nbformat,pytest,yaml
+from nbformat.v4 import new_code_cell as code,new_markdown_cell as text,new_notebook
+from mils.site import build_readme,build_site
+
+repo = Path(__file__).resolve().parent.parent
+settings = '''[DEFAULT]
+repo=small
+user=me
+lib_name=small
+lib_path=small
+nbs_path=nbs
+doc_path=_docs
+title=small
+description=A small project
+copyright=me
+branch=main
+recursive=True
+custom_sidebar=True
+git_url=https://example.org/me/small
+doc_host=https://example.org
+doc_baseurl=/small
+'''
+plot = '''import matplotlib.pyplot as plt
+fig,ax = plt.subplots(figsize=(1,1)); ax.plot([1,2]); plt.show()'''
+table = "from IPython.display import HTML\nHTML('<table class=\"dataframe\"><tr><td>0.5</td></tr></table>')"
+
+def report(*more):
+    return [text('# Report\n\n> What was measured\n\n- code-fold: true'), code('#| hide\nsecret = 42'),
+            text('As @fig-a and @tbl-b show [@he2016resnet; @bao2024channelvit]. Write to me@home.org about $x^2$ in `@nothing`.\n\n'
+                 '::: {.callout-warning}\n## Careful\nOne seed.\n:::\n\nSee the [core](../00_core.ipynb#sets).'),
+            code(f'#| label: fig-a\n#| fig-cap: "A *line*"\n#| fig-alt: "Rising line"\n{plot}'),
+            code(f'#| label: tbl-b\n#| tbl-cap: Numbers\n#| echo: false\n{table}'),
+            code('#| eval: false\n1/0'), code('#| include: false\nprint("unseen")'), *more]
+
+def write(folder, notebooks):
+    for name,cells in notebooks.items():
+        f = folder/'nbs'/name
+        f.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(new_notebook(cells=cells), f)
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path/'settings.ini').write_text(settings)
+    (tmp_path/'nbs').mkdir()
+    shutil.copy(repo/'_quarto.yml', tmp_path)
+    for f in '_quarto.yml','references.bib','plain.css','page.html.j2': shutil.copy(repo/'nbs'/f, tmp_path/'nbs')
+    write(tmp_path, {
+        'index.ipynb': [text('# small\n\n> A project'), text('See the [report](report/index.ipynb).'), code('1+1')],
+        '00_core.ipynb': [text('# core\n\n> Words'), code('#| default_exp core'), text('## Sets'), code('#| export\ndef f(x): return x')],
+        'tutorials/01_tour.ipynb': [text('# A tour'), text('Hello')],
+        'report/index.ipynb': report()})
+    return tmp_path
+
+class Page(HTMLParser):
+    "Tags with their attributes, and text"
+    def __init__(self, path):
+        super().__init__()
+        self.tags,self.text = [],''
+        self.feed(path.read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+    def handle_data(self, data): self.text += data
+    def all(self, tag, key): return [a[key] for t,a in self.tags if t==tag and key in a]
+
+def loads(page):
+    "Whatever a browser would fetch by itself"
+    return page.all('script','src')+page.all('img','src')+page.all('link','href')+page.all('iframe','src')
+
+def test_site(project):
+    before = {f:f.read_bytes() for f in project.rglob('nbs/**/*.ipynb')}
+    first = build_site(root=project, quarto=False)
+    assert first==project/'_docs'/'report'/'index.html'
+    assert {f:f.read_bytes() for f in project.rglob('nbs/**/*.ipynb')}==before
+    pages = {f.relative_to(project/'_docs').as_posix():Page(f) for f in project.rglob('_docs/**/*.html')}
+    assert set(pages)=={'index.html','core.html','tutorials/tour.html','report/index.html'}
+    for name,p in pages.items():
+        here = (project/'_docs'/name).parent
+        assert all(o.startswith('data:') or (here/o).is_file() for o in loads(p)), name
+        for word in 'Home','Report','Tutorials','A tour','Library','core': assert word in p.text
+        for href in p.all('a','href'):
+            path,_,anchor = href.partition('#')
+            target = (here/path).resolve().relative_to(project/'_docs').as_posix() if path else name
+            if '://' not in href: assert not anchor or anchor in [a.get('id') for _,a in pages[target].tags], (name,href)
+
+    p,raw = pages['report/index.html'],first.read_text(encoding='utf-8')
+    assert [a['id'] for t,a in p.tags if t=='figure']==['fig-a','tbl-b']
+    assert re.search(r'<figcaption><b>Figure 1</b>: A <em>line</em></figcaption>', raw)
+    assert re.search(r'<figcaption><b>Table 1</b>: Numbers</figcaption>\s*<div', raw)
+    assert 'Rising line' in p.all('img','alt')
+    assert {'#fig-a','#tbl-b','#ref-he2016resnet','#ref-bao2024channelvit','../core.html#sets'}<=set(p.all('a','href'))
+    assert 'me@home.org' in p.text and '@nothing' in p.text and 'Careful' in p.text
+    assert raw.count('<details class="code"')==2 and raw.count('<math')==1 and 'callout-warning' in raw
+    for hidden in 'secret','unseen','#|','tbl-cap','Out[': assert hidden not in p.text
+    assert 'id="f"' in (project/'_docs'/'core.html').read_text()
+
+def test_stored(project):
+    shown = nbformat.v4.new_output('stream', text='stored\n')
+    write(project, {'report/index.ipynb':[text('# Report'), code('print("fresh")', outputs=[shown])]})
+    assert 'stored' in Page(build_site(root=project, quarto=False, execute=False)).text
+
+@pytest.mark.parametrize('cell,message', [
+    (text('See @fig-gone.'), "nbs/report/index.ipynb: unknown reference 'fig-gone'"),
+    (text('See [@nobody1999].'), "unknown reference 'nobody1999'"),
+    (text('See [it](../gone.ipynb).'), "unknown reference '../gone.ipynb'"),
+    (code('#| label: fig-a\n1'), "label 'fig-a' is used twice")])
+def test_bad_reference(project, cell, message):
+    write(project, {'report/index.ipynb':report(cell)})
+    with pytest.raises(ValueError, match=re.escape(message)): build_site(root=project, quarto=False, execute=False)
+
+def test_failing_cell(project):
+    write(project, {'report/index.ipynb':[text('# Report'), code('1'), code('raise OSError("no table")')]})
+    with pytest.raises(RuntimeError, match=r'nbs/report/index\.ipynb, cell 3:(.|\n)*no table'): build_site(root=project, quarto=False)
+    assert not (project/'_docs').exists()
+
+def test_readme(project):
+    got = build_readme(project)
+    assert got==(project/'README.md').read_text() and got.startswith('# small\n\n> A project')
+    assert '](nbs/report/index.ipynb)' in got and '```python\n1+1\n```' in got
+
+def test_outside(tmp_path):
+    with pytest.raises(FileNotFoundError, match='settings.ini'): build_site(root=tmp_path)
+
+@pytest.mark.skipif(sys.version_info<(3,11), reason='tomllib')
+def test_same_pins():
+    import tomllib
+    conf = configparser.ConfigParser(interpolation=None)
+    conf.read(repo/'settings.ini')
+    project = tomllib.loads((repo/'pyproject.toml').read_text())['project']
+    assert conf['DEFAULT']['requirements'].split()==project['dependencies']
+    assert conf['DEFAULT']['dev_requirements'].split()==project['optional-dependencies']['dev']
+    assert yaml.safe_load((repo/'CITATION.cff').read_text())['version']==conf['DEFAULT']['version']
