@@ -137,7 +137,7 @@ def _pattern(u, w, lots):
     for k,f in enumerate(chroma_patterns.values()): d[kind==k] = f((u+a)[kind==k], (w+b)[kind==k], p[kind==k])
     return np.clip(d+.5, 0, 1)
 
-# %% ../nbs/01b_chroma.ipynb #5918ffcb
+# %% ../nbs/01b_chroma.ipynb #65aca86f
 def _split(n, seed, split):
     labels,levels,lots = scenes(n, seed, split)
     images = np.empty((n,32,32,3), np.uint8)
@@ -145,7 +145,7 @@ def _split(n, seed, split):
     for s,i in progress(parts, 'painting'): images[i] = paint(s, levels[i], lots[i])
     return images,labels
 
-def _chunks(idx, n=128): return [idx[i:i+n] for i in range(0,len(idx),n)]
+def _chunks(idx, n=32): return [idx[i:i+n] for i in range(0,len(idx),n)]
 
 def chroma(
     n_train:int=10_000,  # training images

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['samplings', 'recipes', 'schedules', 'opts', 'reflect', 'pick', 'Batches', 'train_stats', 'sample_masks',
            'ChannelSampling', 'Config', 'default_device', 'has_bf16', 'Autocast', 'Record', 'Bar', 'decay_groups',
-           'get_learner', 'stats_of', 'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state', 'predict',
-           'predict_sets']
+           'keep_memory', 'get_learner', 'stats_of', 'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state',
+           'predict', 'predict_sets']
 
-# %% ../nbs/05_learner.ipynb #ac708a6e
-import math,time,json,warnings
+# %% ../nbs/05_learner.ipynb #76a4dc0e
+import ctypes,math,time,json,warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)   # fastai's import still calls it
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
 from dataclasses import dataclass,field,asdict,fields,replace
@@ -235,13 +235,20 @@ class Bar(Callback):
     def after_fit(self): self.pbar.close()
     def after_cancel_fit(self): self.pbar.close()
 
-# %% ../nbs/05_learner.ipynb #adf4b7d4
+# %% ../nbs/05_learner.ipynb #118cd842
 def decay_groups(
     net:nn.Module,
 )->list: # parameters that decay, parameters that do not
     "Split parameters: matrices and kernels decay; norms, biases and other vectors do not"
     ps = [p for p in net.parameters() if p.requires_grad]
     return [[p for p in ps if p.ndim>1], [p for p in ps if p.ndim<=1]]
+
+def keep_memory():
+    "Let the C library keep freed memory: it would give every activation back to the system, and each step would fault it in again"
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(-4, 0), libc.mallopt(-1, 2**31-1)    # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    except (OSError,AttributeError): pass                  # another C library
 
 def get_learner(
     cfg:Config,  # what to train
@@ -253,6 +260,7 @@ def get_learner(
 )->Learner:
     "A fastai `Learner` that trains `cfg` on `ds`"
     device,s,stats = torch.device(device or default_device()),cfg.settings,train_stats(ds)
+    keep_memory()
     torch.manual_seed(cfg.seed)
     net = create_model(cfg.model, ds.n_classes, cfg.channels, cfg.dynamic, stats_of(stats, cfg.channels, ds.channels), **{'size':ds.size, **cfg.options})
     net = net.to(device, memory_format=torch.channels_last)

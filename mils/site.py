@@ -34,7 +34,7 @@ from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
 from .core import *
 
-# %% ../nbs/11_site.ipynb #61c78422
+# %% ../nbs/11_site.ipynb #9754f0e0
 def run_notebook(
     nb,  # a notebook, changed in place
     cwd,  # folder in which it runs
@@ -46,6 +46,7 @@ def run_notebook(
     for c in nb.cells:
         if re.search(r'^#\|\s*eval:\s*false', c.source, re.M): c.metadata['tags'] = ['skip-execution']
     client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources={'metadata':{'path':str(cwd)}},
+                            extra_arguments=['--IPKernelApp.log_level=40'],
                             on_cell_start=lambda cell,cell_index: at.append(cell_index))
     try: client.execute()
     except Exception as e:
@@ -276,7 +277,7 @@ def render_page(
                                       f"labels here: {', '.join(page.labels) or 'none'}")
     return body
 
-# %% ../nbs/11_site.ipynb #52b0f752
+# %% ../nbs/11_site.ipynb #a76c4b52
 def _render_quarto(nbs, out):
     "Process and render with Quarto"
     shutil.rmtree(get_config().config_path/'_proc', ignore_errors=True)
@@ -293,14 +294,20 @@ def _render_plain(nbs, out):
     outs,bib = {s:p.out for s,p in pages.items()},parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
     site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright, menu=menu(conf, pages))
+    files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
+    files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in ('.css','.png','.jpg','.svg')}
     shutil.rmtree(out, ignore_errors=True)
-    for f in nbs.rglob('*'):
-        if f.suffix in ('.css','.png','.jpg','.svg'): _write(out/f.relative_to(nbs), f.read_bytes())
-    for p in pages.values(): _write(out/p.out, render_page(p, site, bib, outs, nbs/'page.html.j2').encode())
+    for name,data in files.items(): _write(out/name, data)
 
 def _write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+
+def _check_out(out):
+    "Only a folder that was built here is ever replaced"
+    built = any((out/o).exists() for o in ('plain.css','site_libs')) and not (out/'_quarto.yml').exists()
+    if out.exists() and not built and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty and not a site built here: choose another folder, or empty it yourself")
 
 def build_site(
     out='_docs',  # where the site appears, below the project's folder; what was there is replaced
@@ -311,6 +318,7 @@ def build_site(
     "Build the site from the notebooks and print the path of its first page"
     root = Path(root).resolve()
     if not (root/'settings.ini').exists(): raise FileNotFoundError(f"no settings.ini in {root}: run this in the project's folder")
+    _check_out(root/out)
     if quarto is None: quarto = shutil.which('quarto') is not None
     get_config.cache_clear()
     with tempfile.TemporaryDirectory() as d, working_directory(root):
