@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ways', 'some', 'photo', 'png', 'image_files', 'write_files', 'Files', 'usual_transform', 'usual_loader',
-           'train_epoch', 'accuracy', 'train_plain', 'new_net', 'usual', 'ours', 'bare', 'one_training', 'ratio',
-           'summary', 'bench']
+           'train_epoch', 'accuracy', 'train_plain', 'new_net', 'usual', 'ours', 'bare', 'one_training', 'child',
+           'in_child', 'ratio', 'summary', 'bench']
 
-# %% ../nbs/06a_bench.ipynb #291836fa
-import io,os,tempfile,time
-from functools import partial
+# %% ../nbs/06a_bench.ipynb #0d0950ff
+import io,json,os,subprocess,sys,tempfile,time
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np,pandas as pd,torch
 from PIL import Image
@@ -180,7 +180,7 @@ def train_plain(
         rows.append({**row, 'val_top1': accuracy(net, val, amp)})
     return rows
 
-# %% ../nbs/06a_bench.ipynb #97e9998d
+# %% ../nbs/06a_bench.ipynb #faa9e004
 def new_net(
     cfg:Config,
     ds:ImageSet,
@@ -207,6 +207,7 @@ def ours(cfg, ds, folder, device, **kwargs):
 
 def bare(cfg, ds, folder, device, **kwargs):
     "Our batches and settings without the framework"
+    keep_memory()
     s,stats,net = cfg.settings,train_stats(ds),new_net(cfg, ds, device, memory_format=torch.channels_last)
     decay,rest = decay_groups(net)
     opt = opts[s['opt']]([dict(params=decay), dict(params=rest, weight_decay=0.)], s['lr'], s['wd'])
@@ -217,7 +218,7 @@ def bare(cfg, ds, folder, device, **kwargs):
 
 ways = dict(usual=usual, ours=ours, bare=bare)
 
-# %% ../nbs/06a_bench.ipynb #f90e5b2c
+# %% ../nbs/06a_bench.ipynb #4d9cd0ce
 def one_training(
     rows:list,  # a row an epoch
 )->dict: # medians over the epochs after the first, and the last accuracy
@@ -225,6 +226,21 @@ def one_training(
     r = pd.DataFrame(rows)
     later = r.iloc[1:] if len(r)>1 else r
     return dict(**later[['images_per_s','seconds','input_share']].median(), val_top1=r.val_top1.iloc[-1])
+
+def child():
+    "Train one way, described by JSON on standard input, and print its rows as JSON"
+    job = json.load(sys.stdin)
+    ds = cached(read_manifest(job['folder']), job['size'], cache_dir=job['cache'])
+    rows = ways[job['way']](Config(**job['cfg']), ds, Path(job['folder']), torch.device(job['device']), resize=job['resize'], workers=job['workers'])
+    print('\n'+json.dumps(rows))
+
+def in_child(
+    **job,  # see `child`
+)->list: # a row an epoch
+    "Run `child` in a new process"
+    r = subprocess.run([sys.executable,'-c','from mils.bench import child; child()'], input=json.dumps(job), capture_output=True, text=True)
+    if r.returncode: raise RuntimeError(f"training {job['way']} failed:\n{r.stderr}")
+    return json.loads(r.stdout.splitlines()[-1])
 
 def ratio(
     df:pd.DataFrame,  # what `bench` returns
@@ -248,7 +264,7 @@ def summary(
               f'    accuracy, ours-usual  = {gap.mean():+.2f} pp' + (f' (standard error {gap.sem():.2f} over {len(gap)} seeds)' if len(gap)>1 else '')]
     return '\n'.join([df.attrs.get('title',''), pd.DataFrame(rows).T.to_string(), *lines])
 
-# %% ../nbs/06a_bench.ipynb #f6c0b66d
+# %% ../nbs/06a_bench.ipynb #c048607c
 def bench(
     data='chroma',  # `chroma`, an `ImageSet`, or a folder or zip with images
     model:str='small_cnn',  # see `list_models`
@@ -276,7 +292,8 @@ def bench(
         for r in range(rounds):
             cfg = Config(model=model, options=options or {}, overrides=overrides or {}, epochs=epochs, seed=r)
             for way in only or ways:
-                rows.append(dict(round=r, way=way, **one_training(ways[way](cfg, ds, folder, device, resize=resize, workers=workers))))
+                job = dict(way=way, cfg=asdict(cfg), folder=str(folder), size=ds.size, cache=f'{tmp}/cache', device=str(device), resize=resize, workers=workers)
+                rows.append(dict(round=r, way=way, **one_training(in_child(**job))))
     df = pd.DataFrame(rows)
     n = {k:f'{len(v):,}' for k,v in ds.splits.items()}
     pixels = f'upscaled to {photo_size} px JPEGs, used at {ds.size} px' if photo_size else f'at {ds.size} px'

@@ -45,7 +45,7 @@ def parse_networks(
         res += [{**arm, 'options':o} for o in parse_settings(':'.join(o for o in opts if o!='dynamic'))]
     return res
 
-# %% ../nbs/10_cli.ipynb #be69c479
+# %% ../nbs/10_cli.ipynb #72a2816b
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -135,16 +135,18 @@ def results(
     print(f'{len(t)} runs, tables in {out}')
 
 def bench(
-    data:str='chroma',  # a folder, a zip, or the name of a data set
+    data:str='chroma',  # a folder or zip with images, or chroma
     network:str='small_cnn',  # what is trained in each of the three ways
     size:int=64,  # pixels of the side; chroma has 32
     classes:str=None,  # labels to keep, such as 0-49; default: all
-    epochs:int=1,  # of each timed training
-    rounds:int=3,  # how often each way is timed, in turn
+    epochs:int=3,  # of each training; the first is not timed
+    rounds:int=3,  # trainings of each way, in turn
+    photo_size:int=0,  # write the pictures as upscaled JPEGs of this size first; 0 takes the files as they are
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import bench as run
-    run(_load(data, size, classes, False), **parse_networks(network)[0], epochs=epochs, rounds=rounds)
+    net = parse_networks(network)[0]
+    run(data, net['model'], size, epochs, rounds, photo_size=photo_size, options=net['options'], classes=None if classes is None else parse_numbers(classes))
 
 def report(
     out:str='_docs',  # folder for the pages
@@ -154,7 +156,7 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #03941b8e
+# %% ../nbs/10_cli.ipynb #e04ccac2
 _commands = {f.__name__:f for f in (data, train, sweep, results, bench, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),
@@ -170,5 +172,5 @@ def main(
         f = lookup(_commands, argv[0], 'command')
         args = vars(anno_parser(f, f'mils {argv[0]}').parse_args(argv[1:]))
         return f(**{k:v for k,v in args.items() if k not in ('pdb','xtra')}) or 0
-    except (ValueError,OSError,ImportError) as e: print(f'mils: {e}', file=sys.stderr); return 1
+    except (ValueError,OSError,RuntimeError,ImportError) as e: print(f'mils: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('mils: interrupted; the same command continues', file=sys.stderr); return 130

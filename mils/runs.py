@@ -139,9 +139,9 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #5d867ab3
+# %% ../nbs/06_runs.ipynb #75065181
 protocols = {
-    'chroma': dict(data='chroma', size=32, epochs=5, seeds=[0], arms=[
+    'chroma': dict(data='chroma', size=32, epochs=3, seeds=[0], arms=[
         dict(model='small_cnn', dynamic=True, sampling='sample'),
         dict(model='wide_resnet', options=dict(width=1)),
         dict(model='resnet34', options=dict(stem='imagenet'))]),

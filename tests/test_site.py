@@ -1,5 +1,5 @@
 "The pages that are rendered without Quarto, from a small project made here"
-import configparser,re,shutil,sys
+import configparser,os,re,shutil,sys
 from html.parser import HTMLParser
 from pathlib import Path
 import nbformat,pytest,yaml
@@ -114,6 +114,24 @@ def test_failing_cell(project):
     write(project, {'report/index.ipynb':[text('# Report'), code('1'), code('raise OSError("no table")')]})
     with pytest.raises(RuntimeError, match=r'nbs/report/index\.ipynb, cell 3:(.|\n)*no table'): build_site(root=project, quarto=False)
     assert not (project/'_docs').exists()
+
+def test_bad_folder(project):
+    for out in '.','nbs','settings.ini':
+        with pytest.raises(ValueError, match='not a site built here'): build_site(out, root=project, quarto=False)
+    build_site(root=project, quarto=False, execute=False)
+    build_site(root=project, quarto=False, execute=False)
+
+def test_quarto(project, monkeypatch):
+    "A stand-in for Quarto sees the configuration and the processed, executed notebooks"
+    write(project, {'report/index.ipynb':[text('# Report'), code('print(6*7)')]})
+    fake = project/'bin'/'quarto'
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nset -e\ngrep -q 42 report/index.ipynb; grep -q website ../_quarto.yml; grep -q title: nbdev.yml\n'
+                    'cat _quarto.yml references.bib >/dev/null; mkdir -p _docs/report _docs/site_libs; echo done > _docs/report/index.html\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{fake.parent}:{os.environ["PATH"]}')
+    assert build_site(root=project).read_text()=='done\n'
+    assert build_site(root=project).read_text()=='done\n'
 
 def test_readme(project):
     got = build_readme(project)
