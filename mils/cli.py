@@ -45,7 +45,7 @@ def parse_networks(
         res += [{**arm, 'options':o} for o in parse_settings(':'.join(o for o in opts if o!='dynamic'))]
     return res
 
-# %% ../nbs/10_cli.ipynb #72a2816b
+# %% ../nbs/10_cli.ipynb #b09b71cd
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -95,7 +95,7 @@ def train(
     for a in done['accuracy']: print(f'{a["split"]:5} {a["channels"]:4} top-1 {a["top1"]:6.1%}  top-5 {a["top5"]:6.1%}  ({a["n"]:,} images)')
 
 def sweep(
-    protocol:str,  # chroma or tin50: what is trained, on what, for how long
+    protocol:str,  # chroma, tin50 or tin50-32: what is trained, on what, for how long
     data:str=None,  # where the data is; default: as the protocol says
     networks:str=None,  # others than the protocol's, quoted: "small_cnn:dynamic wide_resnet:width=1,2"
     seeds:str=None,  # such as 0-4; default: as the protocol says
@@ -113,16 +113,17 @@ def sweep(
     p = lookup(protocols, protocol, 'protocol')
     ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad)
     arms = parse_networks(networks) if networks else p['arms']
+    if epochs: arms = [{**a, 'epochs':epochs} for a in arms]
     seeds = parse_numbers(seeds) if seeds else p['seeds']
     cfgs = [c for s,ch in product(parse_settings(set), channels.split(',')) for c in
-            grid(arms, seeds, channels=ch, epochs=epochs or p['epochs'], recipe=recipe, overrides=s)]
+            grid(arms, seeds, channels=ch, epochs=p['epochs'], recipe=recipe, overrides=s)]
     failed = sweep_runs(cfgs, ds, Path(runs)/protocol)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {Path(runs)/protocol}')
     for run,e in failed.items(): print(f'failed: {run}: {e}', file=sys.stderr)
     return int(bool(failed))
 
 def results(
-    protocol:str,  # a folder below `runs`: chroma, tin50
+    protocol:str,  # a folder below `runs`: chroma, tin50 or tin50-32
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the tables; default: results/ and the protocol's name
 ):

@@ -139,17 +139,19 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #75065181
+# %% ../nbs/06_runs.ipynb #138483ae
 protocols = {
     'chroma': dict(data='chroma', size=32, epochs=3, seeds=[0], arms=[
-        dict(model='small_cnn', dynamic=True, sampling='sample'),
+        dict(model='small_cnn', dynamic=True, sampling='sample', epochs=12),     # seven sets to learn, and cheap
         dict(model='wide_resnet', options=dict(width=1)),
         dict(model='resnet34', options=dict(stem='imagenet'))]),
     'tin50': dict(data='tin100', size=64, classes='0-49', epochs=10, seeds=[0], arms=[
         dict(model='small_cnn', dynamic=True, sampling='sample'),
         dict(model='small_cnn'),
-        dict(model='wide_resnet', options=dict(width=2)),
-        dict(model='resnet34', options=dict(stem='imagenet'))])}
+        dict(model='wide_resnet', options=dict(width=2))]),
+    'tin50-32': dict(data='tin100', size=32, classes='0-49', epochs=10, seeds=[0], arms=[
+        dict(model='resnet34', options=dict(stem='imagenet')),
+        dict(model='wide_resnet', options=dict(width=2))])}
 
 def grid(
     arms,  # dicts of `Config` settings

@@ -13,7 +13,8 @@ def test_help(command, capsys):
 
 def test_usage(capsys):
     assert main(['--help'])==0 and main([])==2
-    assert all(c in capsys.readouterr().out for c in ('data','train','sweep','results','bench','report'))
+    out = capsys.readouterr().out
+    assert all(c in out for c in ('data','train','sweep','results','bench','report'))
 
 @pytest.mark.parametrize('words,say', [
     (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
