@@ -157,11 +157,19 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #e04ccac2
+# %% ../nbs/10_cli.ipynb #56e1ba27
 _commands = {f.__name__:f for f in (data, train, sweep, results, bench, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),
     '\nStart with `mils sweep chroma`, `mils results chroma`, `mils report`. `mils COMMAND --help` tells the rest.'])
+
+def _parser(f):
+    "A command's parser, with `--skip-bad` for the argument `skip_bad`"
+    p = anno_parser(f, f'mils {f.__name__}')
+    for a in p._actions:
+        a.option_strings = [o.replace('_','-') for o in a.option_strings]
+        p._option_string_actions.update(dict.fromkeys(a.option_strings, a))
+    return p
 
 def main(
     argv=None,  # the words after `mils`; default: the command line's
@@ -171,7 +179,7 @@ def main(
     if not argv or argv[0] in ('-h','--help'): print(_usage()); return 0 if argv else 2
     try:
         f = lookup(_commands, argv[0], 'command')
-        args = vars(anno_parser(f, f'mils {argv[0]}').parse_args(argv[1:]))
+        args = vars(_parser(f).parse_args(argv[1:]))
         return f(**{k:v for k,v in args.items() if k not in ('pdb','xtra')}) or 0
     except (ValueError,OSError,RuntimeError,ImportError) as e: print(f'mils: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('mils: interrupted; the same command continues', file=sys.stderr); return 130

@@ -46,3 +46,18 @@ def test_light_imports():
     r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     assert float(r.stdout)<.3
+
+def test_skip_bad(tmp_path, monkeypatch, capsys):
+    "The spelling that messages and help name"
+    from PIL import Image
+    monkeypatch.setenv('MILS_CACHE', str(tmp_path/'cache'))
+    (tmp_path/'images').mkdir()
+    for s in ('train','val','test'):
+        for i in range(2): Image.new('RGB', (9,9), (i*90,)*3).save(tmp_path/f'images/{s}{i}.png')
+        (tmp_path/f'{s}.txt').write_text(f'{s}0.png 0\n{s}1.png 1\n')
+    (tmp_path/'images/val1.png').write_bytes(b'no image')
+    assert main(['data','cache',str(tmp_path)])==1
+    err = capsys.readouterr().err
+    assert 'val1.png' in err and 'val.txt line 2' in err and '--skip-bad' in err
+    assert main(['data','cache',str(tmp_path),'--skip-bad'])==0 and 'val 1' in capsys.readouterr().out
+    assert main(['data','check',str(tmp_path)])==1 and 'unreadable 1' in capsys.readouterr().out
