@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train', 'sweep', 'results', 'bench', 'report', 'main']
 
-# %% ../nbs/10_cli.ipynb #604980f5
+# %% ../nbs/10_cli.ipynb #a2652db8
 import ast,json,os,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import *
 
-# %% ../nbs/10_cli.ipynb #dc1c764e
+# %% ../nbs/10_cli.ipynb #20854538
 def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
@@ -35,17 +35,21 @@ def parse_settings(
     return [dict(zip([k for k,_,_ in parts], vs)) for vs in product(*[[_value(o) for o in v.split(',')] for _,_,v in parts])]
 
 def parse_networks(
-    text:str,  # `"small_cnn:dynamic wide_resnet:width=1,2"`
+    text:str,  # `"small_cnn:dynamic:generator=bank wide_resnet:width=1,2"`
 )->list: # dicts for `Config`
     "Networks and their options, every combination"
     res = []
     for spec in text.split():
-        model,*opts = spec.split(':')
-        arm = dict(model=model, **(dict(dynamic=True, sampling='sample') if 'dynamic' in opts else {}))
-        res += [{**arm, 'options':o} for o in parse_settings(':'.join(o for o in opts if o!='dynamic'))]
+        model,*words = spec.split(':')
+        dynamic = dict(dynamic=True, sampling='sample') if 'dynamic' in words else {}
+        for o in parse_settings(':'.join(w for w in words if w!='dynamic')):
+            stem = {k:o.pop(k) for k in _stem_settings if k in o} if dynamic else {}
+            res.append({'model':model, **dynamic, **stem, 'options':o})
     return res
 
-# %% ../nbs/10_cli.ipynb #b09b71cd
+_stem_settings = ('generator','attention','sampling','views','distill')
+
+# %% ../nbs/10_cli.ipynb #4e0e02db
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -55,7 +59,7 @@ def data(
 ):
     "Check, download or decode a data set"
     from mils import sets
-    keep = None if classes is None else parse_numbers(classes)
+    keep = _classes(classes)
     def check():
         from mils.data import check
         report = check(sets.data_path(target), keep)
@@ -65,10 +69,14 @@ def data(
     def cache(): print(sets.load_data(target, None if target=='chroma' else size, keep, skip_bad))
     return lookup(dict(check=check, get=get, cache=cache), action, 'action')()
 
-def _load(data, size, classes, skip_bad):
+def _classes(text): return None if text is None else parse_numbers(text)
+
+def _load(data, size, classes, skip_bad, derived=False):
     "An `ImageSet` from what was typed"
     from mils.sets import load_data
-    return load_data(data, None if data=='chroma' else size, None if classes is None else parse_numbers(classes), skip_bad)
+    from mils.derived import derive
+    ds = load_data(data, None if data=='chroma' else size, _classes(classes), skip_bad)
+    return derive(ds) if derived else ds
 
 def train(
     network:str,  # such as small_cnn:dynamic, wide_resnet:width=2 or resnet34
@@ -95,35 +103,37 @@ def train(
     for a in done['accuracy']: print(f'{a["split"]:5} {a["channels"]:4} top-1 {a["top1"]:6.1%}  top-5 {a["top5"]:6.1%}  ({a["n"]:,} images)')
 
 def sweep(
-    protocol:str,  # chroma, tin50 or tin50-32: what is trained, on what, for how long
+    protocol:str,  # chroma, tin50, tin50-32, task-a or task-a-8: what is trained, on what, for how long
     data:str=None,  # where the data is; default: as the protocol says
     networks:str=None,  # others than the protocol's, quoted: "small_cnn:dynamic wide_resnet:width=1,2"
     seeds:str=None,  # such as 0-4; default: as the protocol says
     epochs:int=None,  # default: as the protocol says
     size:int=None,  # pixels of the side; default: as the protocol says
     classes:str=None,  # labels to keep, such as 0-49; default: as the protocol says
-    channels:str='RGB',  # what the networks get to see; several multiply: RGB,GB,R
+    channels:str=None,  # what the networks get to see; several multiply: RGB,GB,R; default: all, or as the protocol says
     recipe:str='same',  # same, seed or seed-baseline
-    set:str='',  # changes to the recipe; several values multiply: lr=0.001,0.002
+    set:str='',  # changes to the recipe; several values multiply: lr=0.001,0.002; default: as the protocol says
     runs:str='runs',  # runs live in a folder of the protocol's name below
+    jobs:int=1,  # runs at a time, each with its share of the processor's cores
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
     from mils.runs import protocols,grid,sweep_runs
     p = lookup(protocols, protocol, 'protocol')
-    ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad)
+    ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
     arms = parse_networks(networks) if networks else p['arms']
-    if epochs: arms = [{**a, 'epochs':epochs} for a in arms]
-    seeds = parse_numbers(seeds) if seeds else p['seeds']
-    cfgs = [c for s,ch in product(parse_settings(set), channels.split(',')) for c in
-            grid(arms, seeds, channels=ch, epochs=p['epochs'], recipe=recipe, overrides=s)]
-    failed = sweep_runs(cfgs, ds, Path(runs)/protocol)
+    forced = {k:v for k,v in dict(epochs=epochs, seeds=parse_numbers(seeds) if seeds else None).items() if v}
+    changes = parse_settings(set) if set else [p.get('overrides', {})]
+    sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
+    arms = [{'channels':ds.channels, **a, **forced, **c} for a in arms for c in sets]
+    cfgs = [c for s in changes for c in grid(arms, p['seeds'], epochs=p['epochs'], recipe=recipe, overrides=s)]
+    failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {Path(runs)/protocol}')
     for run,e in failed.items(): print(f'failed: {run}: {e}', file=sys.stderr)
     return int(bool(failed))
 
 def results(
-    protocol:str,  # a folder below `runs`: chroma, tin50 or tin50-32
+    protocol:str,  # a folder below `runs`, named as the protocol
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the tables; default: results/ and the protocol's name
 ):
@@ -147,7 +157,7 @@ def bench(
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import bench as run
     net = parse_networks(network)[0]
-    run(data, net['model'], size, epochs, rounds, photo_size=photo_size, options=net['options'], classes=None if classes is None else parse_numbers(classes))
+    run(data, net['model'], size, epochs, rounds, photo_size=photo_size, options=net['options'], classes=_classes(classes))
 
 def report(
     out:str='_docs',  # folder for the pages
@@ -157,7 +167,7 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #56e1ba27
+# %% ../nbs/10_cli.ipynb #e2d1e760
 _commands = {f.__name__:f for f in (data, train, sweep, results, bench, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['samplings', 'recipes', 'schedules', 'opts', 'reflect', 'pick', 'Batches', 'train_stats', 'sample_masks',
-           'ChannelSampling', 'Config', 'default_device', 'has_bf16', 'Autocast', 'Record', 'Bar', 'decay_groups',
-           'keep_memory', 'get_learner', 'stats_of', 'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state',
-           'predict', 'predict_sets']
+           'batch_masks', 'dropout_masks', 'ChannelSampling', 'Config', 'default_device', 'has_bf16', 'Autocast',
+           'Record', 'Bar', 'decay_groups', 'keep_memory', 'get_learner', 'stats_of', 'save_tensors', 'load_tensors',
+           'save_state', 'like', 'load_state', 'predict', 'probe_sets', 'predict_sets', 'recalibrate']
 
-# %% ../nbs/05_learner.ipynb #76a4dc0e
+# %% ../nbs/05_learner.ipynb #7c86e6d7
 import ctypes,math,time,json,warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)   # fastai's import still calls it
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
@@ -16,6 +16,7 @@ from dataclasses import dataclass,field,asdict,fields,replace
 from pathlib import Path
 import numpy as np,pandas as pd,torch
 from torch import nn
+import torch.nn.functional as F
 from fastai.learner import Learner,DataLoaders
 from fastai.callback.core import Callback,TrainEvalCallback
 from fastai.callback.schedule import ParamScheduler,combined_cos,SchedCos
@@ -24,10 +25,11 @@ from safetensors import safe_open,SafetensorError
 from safetensors.torch import save
 from .core import *
 from .data import *
+from .generators import *
 from .channels import *
 from .models import *
 
-# %% ../nbs/05_learner.ipynb #9ae55f34
+# %% ../nbs/05_learner.ipynb #7386d735
 def reflect(
     i:torch.Tensor,  # positions, up to `n-1` beyond either end
     n:int,  # length of the axis
@@ -36,7 +38,7 @@ def reflect(
     i = i.abs()
     return torch.where(i<n, i, 2*(n-1)-i)
 
-# %% ../nbs/05_learner.ipynb #c6acf3c7
+# %% ../nbs/05_learner.ipynb #87baf576
 def pick(
     images:torch.Tensor,  # `(n, height, width, channels)` uint8
     rows:torch.Tensor,  # `(batch,)` which images
@@ -51,7 +53,7 @@ def pick(
     pixel = (rows[:,None,None]*h+y[:,:,None])*w+x[:,None,:]
     return images.view(-1, c).index_select(0, pixel.view(-1)).view(len(rows), h, w, c)
 
-# %% ../nbs/05_learner.ipynb #6c0d22e7
+# %% ../nbs/05_learner.ipynb #bc84a794
 class Batches:
     "Normalised batches of one split, shifted and flipped when `train`"
     def __init__(self,
@@ -109,7 +111,7 @@ def train_stats(
     rows = ds.splits['train']
     return channel_stats(ds.images[rows[::math.ceil(len(rows)/most)]])
 
-# %% ../nbs/05_learner.ipynb #48a029a8
+# %% ../nbs/05_learner.ipynb #e881439c
 def sample_masks(
     n:int,  # samples
     c:int,  # channels
@@ -121,18 +123,50 @@ def sample_masks(
     rank = torch.rand(n, c, generator=generator, device=dev).argsort(1).argsort(1)
     return rank<size
 
-# %% ../nbs/05_learner.ipynb #fba4fef6
+def batch_masks(n, c, generator):
+    "As `sample_masks`, with one set for the whole batch"
+    return sample_masks(1, c, generator).expand(n, -1)
+
+def dropout_masks(n, c, generator):
+    "Each channel is there or not by the throw of a coin; a sample that is left without any keeps all"
+    mask = torch.rand(n, c, generator=generator, device=generator.device)<.5
+    return mask|~mask.any(1, keepdim=True)
+
+samplings = {'none': None, 'sample': sample_masks, 'batch': batch_masks, 'dropout': dropout_masks}
+
+# %% ../nbs/05_learner.ipynb #a820ad61
 class ChannelSampling(Callback):
-    "Give each sample of a training batch a channel set of its own"
+    "Give each picture of a training batch channel sets of its own"
     order = 5
-    def __init__(self, seed:int=0): self.seed = seed
+    def __init__(self,
+        draw=sample_masks,  # see `samplings`
+        seed:int=0,
+        held_out=(),  # `(sets, channels)` bool masks never to be drawn
+        views:int=1,  # sets a picture
+        distill:float=0.,  # share of the loss by which the full view teaches the others
+    ):
+        self.draw,self.seed,self.views,self.distill = draw,seed,views,distill
+        self.held_out = torch.as_tensor(held_out)
     def before_train(self): self.g = torch.Generator(self.dls.device).manual_seed(self.seed*100_003+self.epoch+50_000)
+    def masks(self, n, c):
+        m = self.draw(n, c, self.g)
+        while len(self.held_out) and (bad := (m[:,None]==self.held_out.to(m.device)).all(2).any(1)).any():
+            m = torch.where(bad[:,None], self.draw(n, c, self.g), m)
+        return m
     def before_batch(self):
-        if self.training: self.learn.xb = (self.x, sample_masks(len(self.x), self.x.shape[1], self.g))
+        if not self.training: return
+        n,c = self.x.shape[:2]
+        m = torch.cat([self.masks(n, c) for _ in range(self.views)])
+        if self.distill: m[:n] = True
+        self.learn.xb = (self.x.repeat(self.views, 1, 1, 1).contiguous(memory_format=torch.channels_last) if self.views>1 else self.x, m)
+        self.learn.yb = (self.y.repeat(self.views),)
+    def after_loss(self):
+        if not (self.training and self.distill): return
+        n = len(self.y)//self.views
+        teacher,pupil = self.pred[:n].detach().log_softmax(1).repeat(self.views-1, 1),self.pred[n:].log_softmax(1)
+        self.learn.loss_grad = (1-self.distill)*self.loss_grad+self.distill*F.kl_div(pupil, teacher, log_target=True, reduction='batchmean')
 
-samplings = {'none': None, 'sample': ChannelSampling}
-
-# %% ../nbs/05_learner.ipynb #c2f58b53
+# %% ../nbs/05_learner.ipynb #36a7f905
 recipes = {
     'same':          dict(opt='adamw', lr=2e-3, wd=0.05, bs=128, smoothing=0.1, schedule='one_cycle', shift=1/16, flip=True),
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
@@ -147,7 +181,7 @@ opts = {
     'adamw': lambda groups,lr,wd: torch.optim.AdamW(groups, lr=lr, weight_decay=wd, fused=True),
     'sgd':   lambda groups,lr,wd: torch.optim.SGD(groups, lr=lr, weight_decay=wd, momentum=0.9, fused=True)}
 
-# %% ../nbs/05_learner.ipynb #04cf91f4
+# %% ../nbs/05_learner.ipynb #63c2e42a
 @dataclass(frozen=True)
 class Config:
     "Everything that a run's result depends on, besides data and code"
@@ -155,7 +189,12 @@ class Config:
     options:dict=field(default_factory=dict)  # of the model, such as `width`
     channels:str='RGB'  # what the network gets to see
     dynamic:bool=False  # a stem for every subset of `channels`
-    sampling:str='none'  # of channel sets in training: `none` or `sample`
+    generator:str='covariance'  # of a dynamic stem's kernels, see `generators`
+    attention:bool=False  # over the channels of a dynamic stem
+    sampling:str='none'  # of channel sets in training, see `samplings`
+    views:int=1  # channel sets with which a picture is seen in a step
+    distill:float=0.  # share of the loss by which the full view teaches the others
+    held_out:tuple=()  # channel sets that are never drawn
     recipe:str='same'  # see `recipes`
     overrides:dict=field(default_factory=dict)  # of the recipe, such as `lr`
     epochs:int=10
@@ -166,13 +205,18 @@ class Config:
         known = lookup(recipes, self.recipe, 'recipe')
         for o in self.overrides: lookup(known, o, 'recipe setting')
         lookup(samplings, self.sampling, 'sampling')
+        lookup(generators, self.generator, 'generator')
+        object.__setattr__(self, 'held_out', tuple(channel_set(o, self.channels) for o in self.held_out))
+        if self.distill and self.views<2: raise ValueError(f'distill={self.distill} needs views of 2 or more: one to teach, one to learn')
+        if len(self.held_out)==2**len(self.channels)-1: raise ValueError('every channel set is held out')
+        if self.sampling=='none' and (self.views>1 or self.held_out): raise ValueError("views and held_out need a sampling, such as sampling='sample'")
         if self.sampling!='none' and not self.dynamic: raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
         if self.epochs<1: raise ValueError(f'epochs={self.epochs}; expected 1 or more')
 
     @property
     def settings(self)->dict: return {**recipes[self.recipe], **self.overrides}
 
-# %% ../nbs/05_learner.ipynb #50c7546e
+# %% ../nbs/05_learner.ipynb #7d3b2f3a
 def default_device()->torch.device:
     "A GPU where there is one"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -195,7 +239,7 @@ class Autocast(Callback):
         if self.ctx: self.ctx.__exit__(None, None, None)
         self.ctx = None
 
-# %% ../nbs/05_learner.ipynb #c643ec31
+# %% ../nbs/05_learner.ipynb #9cf5ed37
 class Record(Callback):
     "Keep a row an epoch in `rows`, and seed everything random from (seed, epoch)"
     order = 60
@@ -235,7 +279,7 @@ class Bar(Callback):
     def after_fit(self): self.pbar.close()
     def after_cancel_fit(self): self.pbar.close()
 
-# %% ../nbs/05_learner.ipynb #118cd842
+# %% ../nbs/05_learner.ipynb #ad235355
 def decay_groups(
     net:nn.Module,
 )->list: # parameters that decay, parameters that do not
@@ -262,14 +306,17 @@ def get_learner(
     device,s,stats = torch.device(device or default_device()),cfg.settings,train_stats(ds)
     keep_memory()
     torch.manual_seed(cfg.seed)
-    net = create_model(cfg.model, ds.n_classes, cfg.channels, cfg.dynamic, stats_of(stats, cfg.channels, ds.channels), **{'size':ds.size, **cfg.options})
+    net = create_model(cfg.model, ds.n_classes, cfg.channels, cfg.dynamic, stats_of(stats, cfg.channels, ds.channels),
+        cfg.generator, cfg.attention, **{'size':ds.size, **cfg.options})
     net = net.to(device, memory_format=torch.channels_last)
     batches = lambda split,**kw: Batches(ds, split, stats, cfg.channels, device=device, **kw)
     dls = DataLoaders(batches('train', bs=s['bs'], shift=s['shift'], flip=s['flip'], train=True, seed=cfg.seed), batches('val', bs=2*s['bs']))
     opt = lambda groups,lr: OptimWrapper(opt=opts[s['opt']]([dict(params=groups[0]), dict(params=groups[1], weight_decay=0.)], lr, s['wd']))
     cbs = [TrainEvalCallback(), Record(cfg.seed, rows, write), Bar(f'{cfg.model} s{cfg.seed}'), ParamScheduler({'lr': lookup(schedules, s['schedule'], 'schedule')(s['lr'])})]
     if has_bf16(device): cbs.append(Autocast())
-    if sampler := samplings[cfg.sampling]: cbs.append(sampler(cfg.seed))
+    if draw := samplings[cfg.sampling]:
+        held_out = [[c in o for c in cfg.channels] for o in cfg.held_out]
+        cbs.append(ChannelSampling(draw, cfg.seed, held_out, cfg.views, cfg.distill))
     if compile: net.compile()
     loss = nn.CrossEntropyLoss(label_smoothing=s['smoothing'])
     return Learner(dls, net, loss_func=loss, opt_func=opt, lr=s['lr'], splitter=decay_groups, cbs=cbs, default_cbs=False)
@@ -283,7 +330,7 @@ def stats_of(
     i = [tuple(names).index(c) for c in channel_set(channels, names)]
     return ChannelStats(stats.mean[i], stats.std[i], stats.cov[np.ix_(i,i)])
 
-# %% ../nbs/05_learner.ipynb #db600ddb
+# %% ../nbs/05_learner.ipynb #d66c9f4e
 def save_tensors(
     path,  # appears whole or not at all
     tensors:dict,  # name -> tensor
@@ -335,7 +382,7 @@ def load_state(
     learn.opt.load_state_dict(state)
     return meta
 
-# %% ../nbs/05_learner.ipynb #46e13dcb
+# %% ../nbs/05_learner.ipynb #5a4250eb
 @torch.inference_mode()
 def predict(
     net:nn.Module,  # in any state; put into evaluation mode
@@ -359,13 +406,37 @@ def predict(
     y,pred,rank,p = torch.cat(out).T
     return pd.DataFrame(dict(image=[ds.names[i] for i in ds.splits[split]], label=y.int(), pred=pred.int(), rank=rank.int(), p=p))
 
+def probe_sets(
+    names='RGB',  # every channel there is
+    most:int=8,  # sets of one size
+)->list:
+    "All channel sets, or where a size has too many, some that are drawn once and for all"
+    rng,sets = np.random.default_rng(0),channel_sets(names)
+    by_size = [[s for s in sets if len(s)==n] for n in range(len(names),0,-1)]
+    return [g[i] for g in by_size for i in sorted(rng.permutation(len(g))[:most])]
+
 def predict_sets(
     net:nn.Module,
     ds:ImageSet,
     split:str='test',
     trained:str='RGB',  # the channels that the network was made for
 )->pd.DataFrame: # the rows of `predict` for each set, with a column `channels`
-    "Predictions on every channel set that the network serves"
-    sets = channel_sets(net.channels) if isinstance(net, ChannelAdaptive) else [channel_set(trained, trained)]
+    "Predictions on the channel sets that the network serves, see `probe_sets`"
+    sets = probe_sets(net.channels) if isinstance(net, ChannelAdaptive) else [channel_set(trained, trained)]
     stats = train_stats(ds)
     return pd.concat([predict(net, ds, split, s, trained, stats).assign(channels=set_name(s)) for s in sets], ignore_index=True)
+
+# %% ../nbs/05_learner.ipynb #fe17557b
+@torch.no_grad()
+def recalibrate(
+    net:nn.Module,  # a network for one channel set, such as a fold; changed in place
+    batches,  # of `(x, y)`, as from `Batches`; labels are not used
+)->nn.Module: # `net`, in evaluation mode
+    "Re-estimate the statistics of batch norms (Wu and Johnson, 2021, arXiv:2105.07576)"
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    net.eval()
+    momenta = [m.momentum for m in norms]
+    for m in norms: m.reset_running_stats(); m.momentum = None; m.train()
+    for x,_ in batches: net(x)
+    for m,o in zip(norms, momenta): m.momentum = o
+    return net.eval()

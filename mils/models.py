@@ -6,7 +6,7 @@
 __all__ = ['stems', 'conv_bn', 'ConcatPool', 'small_cnn', 'ResBlock', 'wide_resnet', 'resnet34', 'list_models', 'check_options',
            'create_model']
 
-# %% ../nbs/03_models.ipynb #f3800fac
+# %% ../nbs/03_models.ipynb #8d2d478a
 import inspect
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torchvision.models import resnet34 as _tv_resnet34
 from .core import *
 from .channels import *
 
-# %% ../nbs/03_models.ipynb #badef960
+# %% ../nbs/03_models.ipynb #5e39acab
 def conv_bn(
     ni:int,  # input channels
     nf:int,  # output channels
@@ -31,12 +31,13 @@ class ConcatPool(nn.Module):
     "Mean and maximum over all positions: `(batch, c, h, w)` to `(batch, 2c)`"
     def forward(self, x): return torch.cat([x.mean((2,3)), x.amax((2,3))], dim=1)
 
-# %% ../nbs/03_models.ipynb #5269c3e0
+# %% ../nbs/03_models.ipynb #b4da90a4
 def small_cnn(
     n_classes:int,  # number of classes
     c_in:int=3,  # input channels
-    size:int=64,  # pixels of the input's side; the last layer halves the picture only from 64 px on
+    size:int=64,  # pixels of the input's side
     width:int=1,  # multiplies 32, 64, 128, 256 filters
+    last:int=None,  # stride of the last convolution; default: 2 from 64 px on, else 1
 )->nn.Module:
     "Four convolutions and a classifier, about 0.4 million parameters at width 1"
     nf = [width*f for f in (32,64,128,256)]
@@ -44,10 +45,10 @@ def small_cnn(
         conv_bn(c_in,  nf[0], 3, stride=2),
         conv_bn(nf[0], nf[1], 3, stride=2),
         conv_bn(nf[1], nf[2], 3, stride=2),
-        conv_bn(nf[2], nf[3], 3, stride=2 if size>=64 else 1),
+        conv_bn(nf[2], nf[3], 3, stride=last or (2 if size>=64 else 1)),
         ConcatPool(), nn.Linear(2*nf[3], n_classes))
 
-# %% ../nbs/03_models.ipynb #da788c86
+# %% ../nbs/03_models.ipynb #202e4bb7
 class ResBlock(nn.Module):
     "Two 3x3 convolutions and a shortcut (He et al., 2015, arXiv:1512.03385)"
     def __init__(self,
@@ -76,7 +77,7 @@ def wide_resnet(
         ResBlock(nf[1], nf[2], stride=2),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(nf[2], n_classes))
 
-# %% ../nbs/03_models.ipynb #ebc77006
+# %% ../nbs/03_models.ipynb #66e91ad2
 stems = {                 # kernel, stride, maximum pool
     'imagenet': (7, 2, True),
     'half':     (3, 2, False),
@@ -97,7 +98,7 @@ def resnet34(
     if not pool: net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/03_models.ipynb #c32ef6b2
+# %% ../nbs/03_models.ipynb #8cb55b18
 _models = {'small_cnn': small_cnn, 'wide_resnet': wide_resnet, 'resnet34': resnet34}
 
 def list_models()->list:
@@ -118,10 +119,12 @@ def create_model(
     channels='RGB',  # names of the input channels
     dynamic:bool=False,  # serve every subset of `channels`, see `convert`
     stats=None,  # `ChannelStats` of the data, for a dynamic stem
+    generator:str='covariance',  # of a dynamic stem's kernels, see `generators`
+    attention:bool=False,  # over the channels of a dynamic stem
     **options,  # the options of the model's own function, such as `size` or `width`
 )->nn.Module: # takes `(batch, len(channels), size, size)`, gives `(batch, n_classes)` logits
     "An untrained network by name; `ValueError` with the nearest valid name for an unknown model or option"
     check_options(name, options)
     channels = channel_set(channels, names=channels)
     net = _models[name](n_classes, len(channels), **options)
-    return convert(net, channels, stats) if dynamic else net
+    return convert(net, channels, stats, generator=generator, attention=attention) if dynamic else net

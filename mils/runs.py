@@ -6,25 +6,31 @@
 __all__ = ['protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run', 'grid',
            'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results']
 
-# %% ../nbs/06_runs.ipynb #4aa1cd78
+# %% ../nbs/06_runs.ipynb #fd70ca2b
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from datetime import datetime,timezone
-from itertools import product
+from functools import partial
+from multiprocessing import get_context,parent_process
+from threading import Thread
 from pathlib import Path
 import pandas as pd,torch
 from filelock import FileLock
 from .core import *
 from .data import *
+from .generators import *
 from .channels import *
 from .models import *
 from .learner import *
-import mils.channels,mils.models,mils.learner
+import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #414bd537
+# %% ../nbs/06_runs.ipynb #febb6524
 def code_version()->str:
-    "Identity of the code that decides a run's result: channels, models, learner and the channel statistics"
-    modules = (mils.channels, mils.models, mils.learner)
+    "Identity of the code that decides a run's result: generators, channels, models, learner and the channel statistics"
+    modules = (mils.generators, mils.channels, mils.models, mils.learner)
     return code_digest([*map(inspect.getsource, modules), inspect.getsource(channel_stats)])
 
 def identity(
@@ -34,14 +40,19 @@ def identity(
     "What the result of a run depends on"
     return dict(config=asdict(cfg), data=dict(key=ds.key, size=ds.size, classes=ds.n_classes), code=code_version())
 
+def _stem_words(cfg):
+    "How a dynamic stem and its training differ from the usual"
+    usual = dict(generator='covariance', attention=False, sampling='sample', views=1, distill=0.)
+    words = [f'{k}={cfg[k]}' for k,v in usual.items() if cfg[k]!=v]
+    return ['dynamic', *words, *([f"held_out={','.join(map(set_name, cfg['held_out']))}"] if cfg['held_out'] else [])]
+
 def describe(
     cfg,  # a `Config`, or its `asdict`
 )->str: # `"wide_resnet width=2"`
     "A short name of a run's network, the same for all seeds"
     if isinstance(cfg, Config): cfg = asdict(cfg)
     words = [cfg['model'], *(f'{k}={v}' for k,v in sorted(cfg['options'].items()))]
-    if cfg['dynamic']: words.append('dynamic')
-    if cfg['sampling']!='sample' and cfg['dynamic']: words.append(f"sampling={cfg['sampling']}")
+    if cfg['dynamic']: words += _stem_words(cfg)
     if tuple(cfg['channels'])!=tuple('RGB'): words.append(set_name(cfg['channels']))
     if cfg['recipe']!='same': words.append(f"recipe={cfg['recipe']}")
     return ' '.join(words+[f'{k}={v}' for k,v in sorted(cfg['overrides'].items())])
@@ -53,7 +64,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #f7d30630
+# %% ../nbs/06_runs.ipynb #dea9d062
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -76,7 +87,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #de35d30f
+# %% ../nbs/06_runs.ipynb #653911ee
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -98,7 +109,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #2c039f72
+# %% ../nbs/06_runs.ipynb #1d4901b5
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -128,18 +139,18 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #5a8b3ac7
+# %% ../nbs/06_runs.ipynb #ca7252a5
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
     "The trained network of a run"
     tensors,meta = load_tensors(Path(folder)/'model.safetensors')
     cfg = Config(**meta['config'])
-    net = create_model(cfg.model, len(meta['classes']), cfg.channels, cfg.dynamic, **{'size':meta['size'], **cfg.options})
+    net = create_model(cfg.model, len(meta['classes']), cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **{'size':meta['size'], **cfg.options})
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #138483ae
+# %% ../nbs/06_runs.ipynb #f84915ad
 protocols = {
     'chroma': dict(data='chroma', size=32, epochs=3, seeds=[0], arms=[
         dict(model='small_cnn', dynamic=True, sampling='sample', epochs=12),     # seven sets to learn, and cheap
@@ -158,25 +169,41 @@ def grid(
     seeds=(0,),
     **common,  # settings of all arms, such as `epochs`
 )->list: # of `Config`
-    "Every arm with every seed, seed by seed, so that an unfinished sweep is balanced"
-    return [Config(**{**common, **a, 'seed':s}) for s,a in product(seeds, arms)]
+    "Every arm with every seed (its own `seeds` where it has them), seed by seed, so that an unfinished sweep is balanced"
+    every = sorted({s for a in arms for s in a.get('seeds', seeds)})
+    return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #a38bcd58
+# %% ../nbs/06_runs.ipynb #4a60f50c
+def _worker(ds, root, device, threads):
+    "Prepare a process for `_try_run`; it ends with the one that started it"
+    _worker.job = ds,root,device
+    torch.set_num_threads(threads)
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+def _try_run(cfg): return train_run(cfg, *_worker.job)
+
 def sweep_runs(
     cfgs,  # `Config`s
     ds:ImageSet,
     root='runs',
     device=None,
+    jobs:int=1,  # runs at a time
 )->dict: # run name -> the error of each run that failed
     "Train every run that is not done yet"
     failed = {}
-    for cfg in progress(cfgs, 'runs'):
-        try: train_run(cfg, ds, root, device)
-        except OSError: raise
-        except Exception as e: failed[run_name(cfg, ds)] = e
+    with ExitStack() as stack:
+        if jobs>1:
+            threads = max(1, os.cpu_count()//jobs)
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context('spawn'), _worker, (ds,root,device,threads)))
+            todo = [pool.submit(_try_run, c).result for c in cfgs]
+        else: todo = [partial(train_run, c, ds, root, device) for c in cfgs]
+        for cfg,run in zip(cfgs, progress(todo, 'runs')):
+            try: run()
+            except (OSError,BrokenProcessPool): raise
+            except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #3abf2416
+# %% ../nbs/06_runs.ipynb #bc24af18
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)
@@ -213,8 +240,9 @@ def collect_runs(
     return tables
 
 def _compact(preds):
-    "Predictions in small types: text as categories, class numbers as 16 bits"
-    return preds.astype({**dict.fromkeys(('image','channels','split','run'),'category'), **dict.fromkeys(('label','pred','rank'),'uint16'), 'p':'float32'})
+    "Predictions on the test images in small types: text as categories, class numbers as 16 bits"
+    preds = preds[preds.split=='test'].drop(columns='p').reset_index(drop=True)
+    return preds.astype({**dict.fromkeys(('image','channels','split','run'),'category'), **dict.fromkeys(('label','pred','rank'),'uint16')})
 
 def write_results(
     tables:dict,  # as from `collect_runs`
