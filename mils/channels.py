@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DynamicConv2d', 'mix', 'SetAttention', 'ChannelAdaptive', 'find_stem', 'convert']
 
-# %% ../nbs/02a_channels.ipynb #e3095590
+# %% ../nbs/02a_channels.ipynb #14c5dacb
 from copy import deepcopy
 import torch
 from torch import nn
 from .core import *
 from .generators import *
 
-# %% ../nbs/02a_channels.ipynb #f045bcf5
+# %% ../nbs/02a_channels.ipynb #08f88dfb
 class DynamicConv2d(nn.Conv2d):
     """A first convolution that serves every channel set: kernels depend on which channels are there.
 
@@ -163,7 +163,7 @@ class SetAttention(nn.Module):
         full[:,self.rows],mask[:,self.rows] = x,True
         return x*self.attention(full, mask)[:,self.rows,None,None]
 
-# %% ../nbs/02a_channels.ipynb #14f86739
+# %% ../nbs/02a_channels.ipynb #43084aee
 class ChannelAdaptive(nn.Module):
     "A network whose stem serves every channel set: `net(x)`, `net(x, mask)`, `net(x, channels='GB')`"
     def __init__(self,
@@ -205,7 +205,7 @@ class ChannelAdaptive(nn.Module):
         self.stem.extend(name, like)
         return self
 
-# %% ../nbs/02a_channels.ipynb #4ff066b8
+# %% ../nbs/02a_channels.ipynb #73688a6e
 def find_stem(
     net:nn.Module,
     n:int,  # number of input channels

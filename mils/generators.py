@@ -6,25 +6,25 @@
 __all__ = ['generators', 'completion', 'Generator', 'add_slot', 'Bank', 'Gray', 'Covariance', 'Correction', 'HyperNet',
            'Corrected', 'ranks', 'PerCount', 'Shared', 'Adapter', 'ChannelAttention']
 
-# %% ../nbs/02_generators.ipynb #da9e1b4e
+# %% ../nbs/02_generators.ipynb #9eee5a61
 import torch
 from torch import nn
 from .core import *
 
-# %% ../nbs/02_generators.ipynb #2110d7ed
+# %% ../nbs/02_generators.ipynb #e8ded934
 def completion(
     cov:torch.Tensor,  # `(channels, channels)` covariance of the input, positive definite
     mask:torch.Tensor,  # `(batch, channels)` bool, true where a channel is present
 )->torch.Tensor: # `(batch, channels, channels)`; columns of absent channels are zero
     "Matrices that keep the present channels and fill in the absent ones by linear regression on the present (sweep operator, Goodnight, 1979)"
     m,eye = mask.to(cov.dtype),torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
-    A = cov.expand(len(mask), -1, -1)
+    A = cov.expand(mask.shape[0], -1, -1)
     for k,e in enumerate(eye):
         col,row = A[:,:,k]-e,A[:,k,:]-e                     # with the -e, column k becomes that of the regression on k
         A = A-m[:,k,None,None]*col[:,:,None]*row[:,None,:]/A[:,k,k,None,None]
     return eye*m[:,None,:]+A*((1-m)[:,:,None]*m[:,None,:])
 
-# %% ../nbs/02_generators.ipynb #721e07b7
+# %% ../nbs/02_generators.ipynb #862a661c
 class Generator(nn.Module):
     "Matrices `P(S)` from channel masks, so that the kernel of a set S is `weight @ P(S)`"
     exact = True          # the kernel of the full set is the convolution that was taken over, to the last bit
@@ -52,7 +52,7 @@ def add_slot(
     "One more input channel"
     return torch.cat([weight, torch.zeros_like(weight[:,:1])+kernel], 1)
 
-# %% ../nbs/02_generators.ipynb #b4b14327
+# %% ../nbs/02_generators.ipynb #1791934f
 class Bank(Generator):
     "Kernels of the present channels, summed: `scale` is `none` (zero-fill), `count` (times n/|S|, dropout's rule, Srivastava et al., 2014) or `learned` for each |S|"
     def __init__(self, n, corr=None, scale='learned'):
@@ -70,14 +70,14 @@ class Bank(Generator):
         super().extend(weight, like)
         return add_slot(weight, weight[:,like:like+1])
 
-# %% ../nbs/02_generators.ipynb #fb2cccf8
+# %% ../nbs/02_generators.ipynb #c15a0c53
 class Gray(Generator):
     "Every slot sees the mean of the present channels"
     exact = False
     def forward(self, mask): return (mask/mask.sum(1, keepdim=True))[:,None,:].repeat(1, self.slots, 1)
     def extend(self, weight, like): return add_slot(super().extend(weight, like))
 
-# %% ../nbs/02_generators.ipynb #afc89759
+# %% ../nbs/02_generators.ipynb #faa7c601
 class Covariance(Generator):
     "Absent channels by linear regression on the present, under a learned covariance that starts at the data's"
     def __init__(self, n, corr=None):
@@ -101,7 +101,7 @@ class Covariance(Generator):
         self.factor = nn.Parameter(torch.cat([self.factor.detach(), row]))
         return add_slot(super().extend(weight, like))                       # no kernel of its own yet: a set without it must not feel its guess
 
-# %% ../nbs/02_generators.ipynb #b02b8f21
+# %% ../nbs/02_generators.ipynb #94a88f11
 class Correction(nn.Module):
     "A learned `(n, n)` matrix for a channel set, zero at the start and for the full set; a hypernetwork (Ha et al., 2016, arXiv:1609.09106) on channel embeddings"
     def __init__(self, n, dim=4, hidden=8):
@@ -111,9 +111,9 @@ class Correction(nn.Module):
         nn.init.zeros_(self.net[2].weight)
         self.register_buffer('rows', torch.ones(n))                     # channels that are filled in: not those that came later
     def forward(self, mask):
-        m,n = mask.to(self.embed.dtype),len(self.embed)
+        m,n,b = mask.to(self.embed.dtype),len(self.embed),mask.shape[0]
         there = m.sum(1, keepdim=True)
-        rows,cols,mean = self.embed[None,:,None].expand(len(m),n,n,-1),self.embed[None,None].expand(len(m),n,n,-1),((m@self.embed)/there)[:,None,None].expand(-1,n,n,-1)
+        rows,cols,mean = self.embed[None,:,None].expand(b,n,n,-1),self.embed[None,None].expand(b,n,n,-1),((m@self.embed)/there)[:,None,None].expand(-1,n,n,-1)
         fade = (1-there/self.rows.sum()).clamp(min=0)
         return self.net(torch.cat([rows,cols,mean], 3))[...,0]*self.rows[:,None]*(m*fade)[:,None,:]
     def extend(self, like):
@@ -141,7 +141,7 @@ class Corrected(Covariance):
         self.correction.extend(like)
         return super().extend(weight, like)
 
-# %% ../nbs/02_generators.ipynb #97b9ceae
+# %% ../nbs/02_generators.ipynb #9a626446
 def ranks(
     mask:torch.Tensor,  # `(batch, n)` bool
 )->torch.Tensor: # `(batch, n)`
@@ -186,7 +186,7 @@ class Adapter(Generator):
         self.mix = nn.Parameter(torch.cat([nn.functional.pad(old, (0,1,0,1)), torch.eye(n+1, device=old.device)[None]]))
         return add_slot(super().extend(weight, like))
 
-# %% ../nbs/02_generators.ipynb #b8d83c3c
+# %% ../nbs/02_generators.ipynb #2c9ee12f
 generators = {
     'covariance': Covariance,
     'corrected':  Corrected,
@@ -199,7 +199,7 @@ generators = {
     'shared':     Shared,
     'adapter':    Adapter}
 
-# %% ../nbs/02_generators.ipynb #985d5579
+# %% ../nbs/02_generators.ipynb #6677c035
 class ChannelAttention(nn.Module):
     "Factors for the present channels from their means: squeeze-and-excitation (Hu et al., 2017, arXiv:1709.01507); one at the start"
     def __init__(self,
