@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['samplings', 'recipes', 'schedules', 'opts', 'reflect', 'pick', 'Batches', 'train_stats', 'sample_masks',
-           'batch_masks', 'dropout_masks', 'ChannelSampling', 'Config', 'default_device', 'has_bf16', 'Autocast',
-           'Record', 'Bar', 'decay_groups', 'keep_memory', 'get_learner', 'stats_of', 'save_tensors', 'load_tensors',
-           'save_state', 'like', 'load_state', 'predict', 'probe_sets', 'predict_sets', 'recalibrate']
+           'batch_masks', 'dropout_masks', 'ChannelSampling', 'orthogonal', 'Muon', 'Config', 'default_device',
+           'has_bf16', 'Autocast', 'Record', 'Bar', 'decay_groups', 'keep_memory', 'get_learner', 'stats_of',
+           'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state', 'predict', 'probe_sets', 'predict_sets',
+           'recalibrate']
 
-# %% ../nbs/05_learner.ipynb #7c86e6d7
+# %% ../nbs/05_learner.ipynb #272a6515
 import ctypes,math,time,json,warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)   # fastai's import still calls it
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
@@ -29,7 +30,7 @@ from .generators import *
 from .channels import *
 from .models import *
 
-# %% ../nbs/05_learner.ipynb #7386d735
+# %% ../nbs/05_learner.ipynb #8663181c
 def reflect(
     i:torch.Tensor,  # positions, up to `n-1` beyond either end
     n:int,  # length of the axis
@@ -38,7 +39,7 @@ def reflect(
     i = i.abs()
     return torch.where(i<n, i, 2*(n-1)-i)
 
-# %% ../nbs/05_learner.ipynb #87baf576
+# %% ../nbs/05_learner.ipynb #95e17aa9
 def pick(
     images:torch.Tensor,  # `(n, height, width, channels)` uint8
     rows:torch.Tensor,  # `(batch,)` which images
@@ -53,7 +54,7 @@ def pick(
     pixel = (rows[:,None,None]*h+y[:,:,None])*w+x[:,None,:]
     return images.view(-1, c).index_select(0, pixel.view(-1)).view(len(rows), h, w, c)
 
-# %% ../nbs/05_learner.ipynb #bc84a794
+# %% ../nbs/05_learner.ipynb #13416c5e
 class Batches:
     "Normalised batches of one split, shifted and flipped when `train`"
     def __init__(self,
@@ -111,7 +112,7 @@ def train_stats(
     rows = ds.splits['train']
     return channel_stats(ds.images[rows[::math.ceil(len(rows)/most)]])
 
-# %% ../nbs/05_learner.ipynb #e881439c
+# %% ../nbs/05_learner.ipynb #c5d795f7
 def sample_masks(
     n:int,  # samples
     c:int,  # channels
@@ -134,7 +135,7 @@ def dropout_masks(n, c, generator):
 
 samplings = {'none': None, 'sample': sample_masks, 'batch': batch_masks, 'dropout': dropout_masks}
 
-# %% ../nbs/05_learner.ipynb #a820ad61
+# %% ../nbs/05_learner.ipynb #a52af40e
 class ChannelSampling(Callback):
     "Give each picture of a training batch channel sets of its own"
     order = 5
@@ -166,7 +167,7 @@ class ChannelSampling(Callback):
         teacher,pupil = self.pred[:n].detach().log_softmax(1).repeat(self.views-1, 1),self.pred[n:].log_softmax(1)
         self.learn.loss_grad = (1-self.distill)*self.loss_grad+self.distill*F.kl_div(pupil, teacher, log_target=True, reduction='batchmean')
 
-# %% ../nbs/05_learner.ipynb #36a7f905
+# %% ../nbs/05_learner.ipynb #34d49987
 recipes = {
     'same':          dict(opt='adamw', lr=2e-3, wd=0.05, bs=128, smoothing=0.1, schedule='one_cycle', shift=1/16, flip=True),
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
@@ -177,11 +178,45 @@ schedules = {    # learning rate over training, as a function of the share that 
     'cosine':    lambda lr: SchedCos(lr, 0.),
     'multistep': lambda lr: lambda p: lr*0.1**((p>=0.5)+(p>=0.75))}
 
+def orthogonal(
+    m:torch.Tensor,  # `(rows, columns)`
+    steps:int=5,
+)->torch.Tensor: # the same shape
+    "Roughly the nearest matrix whose singular values are all one, by a Newton-Schulz iteration (Jordan et al., Muon, 2024)"
+    x = (m.T if (tall := m.shape[0]>m.shape[1]) else m)/(m.norm()+1e-7)
+    for _ in range(steps):
+        a = x@x.T
+        x = 3.4445*x+(2.0315*a@a-4.7750*a)@x
+    return x.T if tall else x
+
+class Muon(torch.optim.Optimizer):
+    "Orthogonalised momentum for kernels, AdamW for all else, at the same learning rate (Liu et al., 2025, arXiv:2502.16982)"
+    def __init__(self, groups, lr, weight_decay, momentum=.95, betas=(.9,.999), eps=1e-8):
+        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas, eps=eps))
+    @torch.no_grad()
+    def step(self):
+        for g in self.param_groups:
+            for p in g['params']:
+                if p.grad is None: continue
+                p.mul_(1-g['lr']*g['weight_decay'])
+                p.add_(self.kernel_update(p, g) if p.ndim==4 else self.adam_update(p, g), alpha=-g['lr'])
+    def kernel_update(self, p, g):
+        m = self.state[p].setdefault('momentum', torch.zeros_like(p)).lerp_(p.grad, 1-g['momentum'])
+        u = orthogonal(p.grad.lerp(m, g['momentum']).flatten(1))
+        return (.2*max(u.shape)**.5*u).view(p.shape)                   # as large as an update of AdamW
+    def adam_update(self, p, g):
+        (b1,b2),s = g['betas'],self.state[p]
+        if not s: s.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        s['step'] += 1
+        m,v = s['exp_avg'].lerp_(p.grad, 1-b1),s['exp_avg_sq'].lerp_(p.grad.square(), 1-b2)
+        return (m/(1-b1**s['step']))/((v/(1-b2**s['step'])).sqrt()+g['eps'])
+
 opts = {
+    'muon':  lambda groups,lr,wd: Muon(groups, lr, wd),
     'adamw': lambda groups,lr,wd: torch.optim.AdamW(groups, lr=lr, weight_decay=wd, fused=True),
     'sgd':   lambda groups,lr,wd: torch.optim.SGD(groups, lr=lr, weight_decay=wd, momentum=0.9, fused=True)}
 
-# %% ../nbs/05_learner.ipynb #63c2e42a
+# %% ../nbs/05_learner.ipynb #6cef51b0
 @dataclass(frozen=True)
 class Config:
     "Everything that a run's result depends on, besides data and code"
@@ -216,7 +251,7 @@ class Config:
     @property
     def settings(self)->dict: return {**recipes[self.recipe], **self.overrides}
 
-# %% ../nbs/05_learner.ipynb #7d3b2f3a
+# %% ../nbs/05_learner.ipynb #cf44975b
 def default_device()->torch.device:
     "A GPU where there is one"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -239,7 +274,7 @@ class Autocast(Callback):
         if self.ctx: self.ctx.__exit__(None, None, None)
         self.ctx = None
 
-# %% ../nbs/05_learner.ipynb #9cf5ed37
+# %% ../nbs/05_learner.ipynb #627f7234
 class Record(Callback):
     "Keep a row an epoch in `rows`, and seed everything random from (seed, epoch)"
     order = 60
@@ -279,7 +314,7 @@ class Bar(Callback):
     def after_fit(self): self.pbar.close()
     def after_cancel_fit(self): self.pbar.close()
 
-# %% ../nbs/05_learner.ipynb #ad235355
+# %% ../nbs/05_learner.ipynb #e04bdda3
 def decay_groups(
     net:nn.Module,
 )->list: # parameters that decay, parameters that do not
@@ -330,7 +365,7 @@ def stats_of(
     i = [tuple(names).index(c) for c in channel_set(channels, names)]
     return ChannelStats(stats.mean[i], stats.std[i], stats.cov[np.ix_(i,i)])
 
-# %% ../nbs/05_learner.ipynb #d66c9f4e
+# %% ../nbs/05_learner.ipynb #3dd66152
 def save_tensors(
     path,  # appears whole or not at all
     tensors:dict,  # name -> tensor
@@ -382,7 +417,7 @@ def load_state(
     learn.opt.load_state_dict(state)
     return meta
 
-# %% ../nbs/05_learner.ipynb #5a4250eb
+# %% ../nbs/05_learner.ipynb #19edc5ba
 @torch.inference_mode()
 def predict(
     net:nn.Module,  # in any state; put into evaluation mode
@@ -426,7 +461,7 @@ def predict_sets(
     stats = train_stats(ds)
     return pd.concat([predict(net, ds, split, s, trained, stats).assign(channels=set_name(s)) for s in sets], ignore_index=True)
 
-# %% ../nbs/05_learner.ipynb #fe17557b
+# %% ../nbs/05_learner.ipynb #e011e14b
 @torch.no_grad()
 def recalibrate(
     net:nn.Module,  # a network for one channel set, such as a fold; changed in place
