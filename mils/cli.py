@@ -6,14 +6,14 @@
 __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train', 'sweep', 'results', 'convert', 'bench', 'report',
            'main']
 
-# %% ../nbs/10_cli.ipynb #57dd37b8
+# %% ../nbs/10_cli.ipynb #74fd80bd
 import ast,json,os,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import *
 
-# %% ../nbs/10_cli.ipynb #51ebc91b
+# %% ../nbs/10_cli.ipynb #2865ad75
 def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
@@ -50,7 +50,7 @@ def parse_networks(
 
 _stem_settings = ('generator','attention','sampling','views','distill')
 
-# %% ../nbs/10_cli.ipynb #35953224
+# %% ../nbs/10_cli.ipynb #d9d75d01
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -116,10 +116,11 @@ def sweep(
     set:str='',  # changes to the recipe; several values multiply: lr=0.001,0.002; default: as the protocol says
     runs:str='runs',  # runs live in a folder of the protocol's name below
     jobs:int=1,  # runs at a time, each with its share of the processor's cores
+    skip_recorded:bool=False,  # leave out runs that the tables in results/ hold already, trained elsewhere
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
-    from mils.runs import protocols,grid,sweep_runs
+    from mils.runs import protocols,grid,read_results,run_name,sweep_runs
     p = lookup(protocols, protocol, 'protocol')
     ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
     arms = parse_networks(networks) if networks else p['arms']
@@ -128,6 +129,9 @@ def sweep(
     sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
     arms = [{'channels':ds.channels, **a, **forced, **c} for a in arms for c in sets]
     cfgs = [c for s in changes for c in grid(arms, p['seeds'], epochs=p['epochs'], recipe=recipe, overrides=s)]
+    if skip_recorded:
+        known = read_results(protocol)['runs'].run.tolist()
+        cfgs = [c for c in cfgs if run_name(c, ds) not in known]
     failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {Path(runs)/protocol}')
     for run,e in failed.items(): print(f'failed: {run}: {e}', file=sys.stderr)
@@ -185,7 +189,7 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #57e680f8
+# %% ../nbs/10_cli.ipynb #2644d9e9
 _commands = {f.__name__:f for f in (data, train, sweep, results, convert, bench, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),

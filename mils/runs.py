@@ -6,7 +6,7 @@
 __all__ = ['task_a', 'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
            'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results']
 
-# %% ../nbs/06_runs.ipynb #309423c5
+# %% ../nbs/06_runs.ipynb #d06b44f9
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +27,7 @@ from .models import *
 from .learner import *
 import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #caca69a2
+# %% ../nbs/06_runs.ipynb #380c164e
 def code_version()->str:
     "Identity of the code that decides a run's result: generators, channels, models, learner and the channel statistics"
     modules = (mils.generators, mils.channels, mils.models, mils.learner)
@@ -64,7 +64,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #f04f2221
+# %% ../nbs/06_runs.ipynb #3d08f5d6
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -87,7 +87,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #9b7ee61e
+# %% ../nbs/06_runs.ipynb #3cc3a6c1
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -109,7 +109,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #19b37d64
+# %% ../nbs/06_runs.ipynb #595e7416
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -139,7 +139,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #6c890f8c
+# %% ../nbs/06_runs.ipynb #bd77d43e
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
@@ -150,18 +150,18 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #e40e1349
+# %% ../nbs/06_runs.ipynb #885aa1b6
 _small = dict(model='small_cnn', options=dict(last=2))
 _one = {**_small, 'dynamic':True, 'sampling':'sample'}
 _five = dict(seeds=range(5))
 task_a = [*({**_small, **_five, 'channels':set_name(s)} for s in channel_sets()),     # the specialists
     {**_one, **_five}, {**_one, **_five, 'epochs':35},                                # one network: their steps, and the steps of all together
     {**_one, **_five, 'generator':'rescale'},                                         # the strong baseline
-    {**_one, **_five, 'views':3},
+    *({**_small, **_five, 'channels':set_name(s), 'epochs':35} for s in channel_sets()),   # specialists trained seven times as long
+    {**_one, 'views':3},
     *({**_one, 'generator':g} for g in ('corrected','hypernet','bank','zero_fill','gray','per_count','shared','adapter')),
     *({**_one, 'generator':g, 'attention':True} for g in ('covariance','hypernet','bank','per_count')),
     {**_one, 'sampling':'batch'}, {**_one, 'sampling':'dropout'},
-    {**_one, 'views':2}, {**_one, 'views':2, 'distill':.5},
     {**_one, 'held_out':('RB','G')}]
 
 protocols = {
@@ -189,7 +189,7 @@ def grid(
     every = sorted({s for a in arms for s in a.get('seeds', seeds)})
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #b7261ce3
+# %% ../nbs/06_runs.ipynb #f12ad83a
 def _worker(ds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
     _worker.job = ds,root,device
@@ -219,7 +219,7 @@ def sweep_runs(
             except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #f546e222
+# %% ../nbs/06_runs.ipynb #eee70156
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)
@@ -234,7 +234,7 @@ def _row(folder):
     acc = {(a['split'],a['channels']):a for a in done['accuracy']}
     full = {f'{s}_{k}': acc.get((s,set_name(cfg['channels'])), {}).get(k) for s in ('val','test') for k in ('top1','top5')}
     js = lambda d: json.dumps(d, sort_keys=True)
-    return dict(run=folder.name, network=describe(cfg), **{**cfg, 'options':js(cfg['options']), 'overrides':js(cfg['overrides'])},
+    return dict(run=folder.name, network=describe(cfg), **{**cfg, 'options':js(cfg['options']), 'overrides':js(cfg['overrides']), 'held_out':' '.join(map(set_name, cfg['held_out']))},
         data=about['source'], data_key=about['data']['key'], size=about['data']['size'], classes=about['data']['classes'],
         **{f'n_{k}':v for k,v in about['images'].items()}, skipped=about['skipped'], code=about['code'], **full,
         **{k:done[k] for k in ('parameters','seconds','images_per_s','finished')},
@@ -244,7 +244,7 @@ def collect_runs(
     root='runs',  # where runs live
     out=None,  # folder for the tables, made where it is missing
 )->dict: # `runs`, `epochs`, `channels`, `predictions` as DataFrames
-    "Tables of all finished runs"
+    "Tables of all finished runs, and of those that `out` already records for the same code"
     done = sorted(p.parent for p in Path(root).glob('*/DONE'))
     if not done: raise ValueError(f'no finished run in {root}')
     read = lambda f: pd.read_json(f, lines=True).assign(run=f.parent.name)
@@ -252,12 +252,23 @@ def collect_runs(
     acc = pd.concat([pd.DataFrame(json.loads((f/'DONE').read_text())['accuracy']).assign(run=f.name) for f in done], ignore_index=True)
     tables = dict(runs=pd.DataFrame(map(_row, done)), epochs=pd.concat([read(f/'metrics.jsonl') for f in done], ignore_index=True),
                   channels=acc, predictions=_compact(preds))
+    if out and (Path(out)/'runs.csv').exists(): tables = _merge(_read(Path(out)), tables)
     if out: write_results(tables, out)
     return tables
 
+def _merge(old, new):
+    "`new` tables and the rows of other runs of the same code in `old`"
+    runs = old['runs'].reindex(columns=new['runs'].columns)
+    keep = runs.run[runs.code.isin(new['runs'].code)&~runs.run.isin(new['runs'].run)]
+    if not len(keep): return new
+    both = {k:pd.concat([t[t.run.isin(keep)], new[k]], ignore_index=True) for k,t in {**old, 'runs':runs}.items()}
+    return {**both, 'predictions':_small(both['predictions'])}
+
 def _compact(preds):
     "Predictions on the test images in small types: text as categories, class numbers as 16 bits"
-    preds = preds[preds.split=='test'].drop(columns='p').reset_index(drop=True)
+    return _small(preds[preds.split=='test'].drop(columns='p').reset_index(drop=True))
+
+def _small(preds):
     return preds.astype({**dict.fromkeys(('image','channels','split','run'),'category'), **dict.fromkeys(('label','pred','rank'),'uint16')})
 
 def write_results(
@@ -277,4 +288,6 @@ def read_results(
     "Recorded tables; `ValueError` with the nearest name where there is none"
     names = {p.parent.name:p.parent for p in sorted(results_dir().glob('*/runs.csv'))}
     folder = lookup(names, name, 'results')
-    return {**{k:pd.read_csv(folder/f'{k}.csv') for k in ('runs','epochs','channels')}, 'predictions':pd.read_parquet(folder/'predictions.parquet')}
+    return _read(folder)
+
+def _read(folder): return {**{k:pd.read_csv(folder/f'{k}.csv') for k in ('runs','epochs','channels')}, 'predictions':pd.read_parquet(folder/'predictions.parquet')}
