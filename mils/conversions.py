@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['conversions', 'ConstantFill', 'matched_kernel', 'patch_kernel', 'convert_runs', 'plain_runs']
 
-# %% ../nbs/06b_conversions.ipynb #8a0f9a5e
+# %% ../nbs/06b_conversions.ipynb #78fc14ba
 import itertools,json
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +18,7 @@ from .channels import *
 from .learner import *
 from .runs import *
 
-# %% ../nbs/06b_conversions.ipynb #ff08399d
+# %% ../nbs/06b_conversions.ipynb #8b93a5cd
 class ConstantFill(nn.Module):
     "A network behind constants in the place of absent channels"
     def __init__(self,
@@ -34,7 +34,7 @@ class ConstantFill(nn.Module):
         full[:,self.rows] = x
         return self.net(full)
 
-# %% ../nbs/06b_conversions.ipynb #a93d5f2f
+# %% ../nbs/06b_conversions.ipynb #2e5b18c1
 def matched_kernel(
     stem:DynamicConv2d,  # with the `covariance` generator
     channels,  # a channel set
@@ -45,7 +45,7 @@ def matched_kernel(
     P = P*(cov.diag()/(P@cov@P.T).diag()).sqrt()[:,None]
     return torch.einsum('oihw,is->oshw', stem.weight, P[:,rows])
 
-# %% ../nbs/06b_conversions.ipynb #e2288681
+# %% ../nbs/06b_conversions.ipynb #44c586d0
 def patch_kernel(
     conv:nn.Conv2d,  # the convolution to imitate
     rows,  # which of its input channels are present
@@ -59,7 +59,7 @@ def patch_kernel(
     K = torch.linalg.solve(CS+1e-4*CS.diag().mean()*torch.eye(len(part)), C[part]@conv.weight.detach().flatten(1).T.double()).T
     return K.float().view(conv.out_channels, len(rows), *conv.kernel_size)
 
-# %% ../nbs/06b_conversions.ipynb #95a922ad
+# %% ../nbs/06b_conversions.ipynb #855ae6f3
 def _generated(name):
     def f(net, channels, stats, x): return convert(deepcopy(net), 'RGB', stats, generator=name).fold(channels)
     return f
@@ -82,12 +82,12 @@ conversions = {      # name -> function of (network, channel set, statistics, no
     'matched':    _with_kernel(lambda stem,channels,x: matched_kernel(stem, channels)),
     'patch':      _with_kernel(lambda stem,channels,x: patch_kernel(stem.fold('RGB'), stem.rows(channels), x))}
 
-# %% ../nbs/06b_conversions.ipynb #fbe5cd89
+# %% ../nbs/06b_conversions.ipynb #b61c5647
 @torch.no_grad()
 def convert_runs(
     root,  # a folder of finished runs
     ds:ImageSet,  # the data they were trained on
-    out=None,  # folder for `conversions.csv` and `conversions.parquet`
+    out=None,  # folder for `conversions.csv` and `conversions.parquet`, which grow
     n:int=4096,  # pictures for re-estimated statistics
 )->pd.DataFrame: # a row a test image: `run`, `seed`, `method`, `recalibrated`, `channels`, `image`, `rank`
     "Test predictions of every plain RGB network below `root` on every channel set, converted in every way, with and without new batch-norm statistics"
@@ -103,8 +103,10 @@ def convert_runs(
                 p = predict(one, ds, 'test', trained=s, stats=stats)
                 preds.append(p[['image','rank']].assign(run=folder.name, seed=cfg['seed'], method=name, recalibrated=again, channels=set_name(s)))
     if not preds: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
-    preds = pd.concat(preds, ignore_index=True).astype({**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'})
+    small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}
+    preds = pd.concat(preds, ignore_index=True).astype(small)
     if out:
+        preds = grow(preds, Path(out)/'conversions.parquet').astype(small)
         keys = ['run','seed','method','recalibrated','channels']
         top1 = (preds['rank']<1).groupby([preds[k] for k in keys], observed=True, sort=False).agg(n='size', top1='mean').reset_index()
         write_atomic(Path(out)/'conversions.csv', top1.to_csv(index=False, float_format='%.6g'))

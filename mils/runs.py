@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['task_a', 'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
-           'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results']
+           'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
-# %% ../nbs/06_runs.ipynb #d06b44f9
+# %% ../nbs/06_runs.ipynb #24ecf411
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +27,7 @@ from .models import *
 from .learner import *
 import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #380c164e
+# %% ../nbs/06_runs.ipynb #512ced78
 def code_version()->str:
     "Identity of the code that decides a run's result: generators, channels, models, learner and the channel statistics"
     modules = (mils.generators, mils.channels, mils.models, mils.learner)
@@ -64,7 +64,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #3d08f5d6
+# %% ../nbs/06_runs.ipynb #0128dc92
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -87,7 +87,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #3cc3a6c1
+# %% ../nbs/06_runs.ipynb #665adfc7
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -109,7 +109,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #595e7416
+# %% ../nbs/06_runs.ipynb #b011821d
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -139,7 +139,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #bd77d43e
+# %% ../nbs/06_runs.ipynb #1ca62d72
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
@@ -150,13 +150,13 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #885aa1b6
+# %% ../nbs/06_runs.ipynb #8b67a9ac
 _small = dict(model='small_cnn', options=dict(last=2))
 _one = {**_small, 'dynamic':True, 'sampling':'sample'}
 _five = dict(seeds=range(5))
 task_a = [*({**_small, **_five, 'channels':set_name(s)} for s in channel_sets()),     # the specialists
     {**_one, **_five}, {**_one, **_five, 'epochs':35},                                # one network: their steps, and the steps of all together
-    {**_one, **_five, 'generator':'rescale'},                                         # the strong baseline
+    {**_one, **_five, 'generator':'rescale'}, {**_one, **_five, 'generator':'rescale', 'epochs':35},   # the strong baseline
     *({**_small, **_five, 'channels':set_name(s), 'epochs':35} for s in channel_sets()),   # specialists trained seven times as long
     {**_one, 'views':3},
     *({**_one, 'generator':g} for g in ('corrected','hypernet','bank','zero_fill','gray','per_count','shared','adapter')),
@@ -189,7 +189,7 @@ def grid(
     every = sorted({s for a in arms for s in a.get('seeds', seeds)})
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #f12ad83a
+# %% ../nbs/06_runs.ipynb #4621786b
 def _worker(ds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
     _worker.job = ds,root,device
@@ -219,7 +219,7 @@ def sweep_runs(
             except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #eee70156
+# %% ../nbs/06_runs.ipynb #2768e2e7
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)
@@ -269,6 +269,7 @@ def _compact(preds):
     return _small(preds[preds.split=='test'].drop(columns='p').reset_index(drop=True))
 
 def _small(preds):
+    "Small types"
     return preds.astype({**dict.fromkeys(('image','channels','split','run'),'category'), **dict.fromkeys(('label','pred','rank'),'uint16')})
 
 def write_results(
@@ -289,5 +290,16 @@ def read_results(
     names = {p.parent.name:p.parent for p in sorted(results_dir().glob('*/runs.csv'))}
     folder = lookup(names, name, 'results')
     return _read(folder)
+
+def grow(
+    table:pd.DataFrame,  # rows with the column `run`
+    path,  # a CSV or parquet file of such rows beside `runs.csv`, or nothing yet
+)->pd.DataFrame:
+    "`table` and those rows of the file whose runs are recorded still and are not in it"
+    path = Path(path)
+    if not path.exists(): return table
+    old,known = (pd.read_parquet if path.suffix=='.parquet' else pd.read_csv)(path),pd.read_csv(path.with_name('runs.csv')).run
+    old = old[old.run.isin(known)&~old.run.isin(table.run)]
+    return pd.concat([old, table], ignore_index=True).astype(table.dtypes.drop(table.select_dtypes('category').columns)) if len(old) else table
 
 def _read(folder): return {**{k:pd.read_csv(folder/f'{k}.csv') for k in ('runs','epochs','channels')}, 'predictions':pd.read_parquet(folder/'predictions.parquet')}

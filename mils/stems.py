@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kernel_table', 'correlation_table', 'collect_stems']
 
-# %% ../nbs/06c_stems.ipynb #bfa4b1fe
+# %% ../nbs/06c_stems.ipynb #c908850a
 import json
 from pathlib import Path
 import numpy as np,pandas as pd,torch
@@ -15,7 +15,7 @@ from .generators import *
 from .learner import *
 from .runs import *
 
-# %% ../nbs/06c_stems.ipynb #4801ab7e
+# %% ../nbs/06c_stems.ipynb #09cdcc68
 def kernel_table(
     stem,  # a `DynamicConv2d`
 )->pd.DataFrame: # `channels` (the set), `filter`, `channel`, `y`, `x`, `value`
@@ -38,7 +38,7 @@ def correlation_table(
 def collect_stems(
     root,  # a folder of finished runs
     ds:ImageSet,  # the data they were trained on
-    out=None,  # folder for `kernels.csv` and `correlations.csv`
+    out=None,  # folder for `kernels.csv` and `correlations.csv`, which grow
 )->dict: # `kernels`, `correlations` as DataFrames, each with the column `run`
     "Tables of the stems that complete by covariance; kernels of seed 0 only"
     stats,kernels,corr = train_stats(ds),[],[]
@@ -49,6 +49,6 @@ def collect_stems(
         corr.append(correlation_table(stem, stats).assign(run=f.name))
         if cfg['seed']==0: kernels.append(kernel_table(stem).assign(run=f.name))
     if not corr: raise ValueError(f'no finished run with the covariance generator in {root}')
-    tables = dict(correlations=pd.concat(corr, ignore_index=True), kernels=pd.concat(kernels, ignore_index=True) if kernels else pd.DataFrame())
-    for k,t in tables.items() if out else (): write_atomic(Path(out)/f'{k}.csv', t.to_csv(index=False, float_format='%.4g'))
+    tables = dict(correlations=pd.concat(corr, ignore_index=True), kernels=pd.concat(kernels, ignore_index=True) if kernels else pd.DataFrame(columns=['run']))
+    for k,t in tables.items() if out else (): write_atomic(Path(out)/f'{k}.csv', grow(t, Path(out)/f'{k}.csv').to_csv(index=False, float_format='%.4g'))
     return tables
