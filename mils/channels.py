@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DynamicConv2d', 'mix', 'SetAttention', 'ChannelAdaptive', 'find_stem', 'convert']
 
-# %% ../nbs/02a_channels.ipynb #14c5dacb
+# %% ../nbs/02a_channels.ipynb #6aa16aeb
 from copy import deepcopy
 import torch
 from torch import nn
 from .core import *
 from .generators import *
 
-# %% ../nbs/02a_channels.ipynb #08f88dfb
+# %% ../nbs/02a_channels.ipynb #0c9d04e4
 class DynamicConv2d(nn.Conv2d):
     """A first convolution that serves every channel set: kernels depend on which channels are there.
 
@@ -163,7 +163,7 @@ class SetAttention(nn.Module):
         full[:,self.rows],mask[:,self.rows] = x,True
         return x*self.attention(full, mask)[:,self.rows,None,None]
 
-# %% ../nbs/02a_channels.ipynb #43084aee
+# %% ../nbs/02a_channels.ipynb #913a8f8e
 class ChannelAdaptive(nn.Module):
     "A network whose stem serves every channel set: `net(x)`, `net(x, mask)`, `net(x, channels='GB')`"
     def __init__(self,
@@ -205,7 +205,7 @@ class ChannelAdaptive(nn.Module):
         self.stem.extend(name, like)
         return self
 
-# %% ../nbs/02a_channels.ipynb #73688a6e
+# %% ../nbs/02a_channels.ipynb #1d049a1d
 def find_stem(
     net:nn.Module,
     n:int,  # number of input channels

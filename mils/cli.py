@@ -6,14 +6,14 @@
 __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train', 'sweep', 'results', 'convert', 'bench', 'report',
            'main']
 
-# %% ../nbs/10_cli.ipynb #74fd80bd
+# %% ../nbs/10_cli.ipynb #a7cb4e0e
 import ast,json,os,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import *
 
-# %% ../nbs/10_cli.ipynb #2865ad75
+# %% ../nbs/10_cli.ipynb #d042fa0e
 def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
@@ -50,7 +50,7 @@ def parse_networks(
 
 _stem_settings = ('generator','attention','sampling','views','distill')
 
-# %% ../nbs/10_cli.ipynb #d9d75d01
+# %% ../nbs/10_cli.ipynb #93c53d81
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -151,7 +151,7 @@ def results(
     print(f'{len(t)} runs, tables in {out}')
 
 def convert(
-    protocol:str='task-a',  # whose runs
+    protocol:str,  # whose runs, such as task-a
     data:str=None,  # where the data is; default: as the protocol says
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the tables; default: results/ and the protocol's name
@@ -189,7 +189,7 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #2644d9e9
+# %% ../nbs/10_cli.ipynb #151a59a8
 _commands = {f.__name__:f for f in (data, train, sweep, results, convert, bench, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['conversions', 'ConstantFill', 'matched_kernel', 'patch_kernel', 'convert_runs', 'plain_runs']
 
-# %% ../nbs/06b_conversions.ipynb #78fc14ba
+# %% ../nbs/06b_conversions.ipynb #61581850
 import itertools,json
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +18,7 @@ from .channels import *
 from .learner import *
 from .runs import *
 
-# %% ../nbs/06b_conversions.ipynb #8b93a5cd
+# %% ../nbs/06b_conversions.ipynb #a36cc92f
 class ConstantFill(nn.Module):
     "A network behind constants in the place of absent channels"
     def __init__(self,
@@ -34,7 +34,7 @@ class ConstantFill(nn.Module):
         full[:,self.rows] = x
         return self.net(full)
 
-# %% ../nbs/06b_conversions.ipynb #2e5b18c1
+# %% ../nbs/06b_conversions.ipynb #40c7dd97
 def matched_kernel(
     stem:DynamicConv2d,  # with the `covariance` generator
     channels,  # a channel set
@@ -45,7 +45,7 @@ def matched_kernel(
     P = P*(cov.diag()/(P@cov@P.T).diag()).sqrt()[:,None]
     return torch.einsum('oihw,is->oshw', stem.weight, P[:,rows])
 
-# %% ../nbs/06b_conversions.ipynb #44c586d0
+# %% ../nbs/06b_conversions.ipynb #7008e444
 def patch_kernel(
     conv:nn.Conv2d,  # the convolution to imitate
     rows,  # which of its input channels are present
@@ -59,7 +59,7 @@ def patch_kernel(
     K = torch.linalg.solve(CS+1e-4*CS.diag().mean()*torch.eye(len(part)), C[part]@conv.weight.detach().flatten(1).T.double()).T
     return K.float().view(conv.out_channels, len(rows), *conv.kernel_size)
 
-# %% ../nbs/06b_conversions.ipynb #855ae6f3
+# %% ../nbs/06b_conversions.ipynb #adf81500
 def _generated(name):
     def f(net, channels, stats, x): return convert(deepcopy(net), 'RGB', stats, generator=name).fold(channels)
     return f
@@ -74,7 +74,7 @@ def _with_kernel(kernel):
     return f
 
 conversions = {      # name -> function of (network, channel set, statistics, normalised pictures)
-    'black':      lambda net,channels,stats,x: ConstantFill(net, ['RGB'.index(c) for c in channels], torch.tensor(-stats.mean/stats.std, dtype=torch.float32)),
+    'black':      lambda net,channels,stats,x: ConstantFill(deepcopy(net), ['RGB'.index(c) for c in channels], torch.tensor(-stats.mean/stats.std, dtype=torch.float32)),
     'zero_fill':  _generated('zero_fill'),
     'rescale':    _generated('rescale'),
     'gray':       _generated('gray'),
@@ -82,7 +82,7 @@ conversions = {      # name -> function of (network, channel set, statistics, no
     'matched':    _with_kernel(lambda stem,channels,x: matched_kernel(stem, channels)),
     'patch':      _with_kernel(lambda stem,channels,x: patch_kernel(stem.fold('RGB'), stem.rows(channels), x))}
 
-# %% ../nbs/06b_conversions.ipynb #b61c5647
+# %% ../nbs/06b_conversions.ipynb #80509928
 @torch.no_grad()
 def convert_runs(
     root,  # a folder of finished runs

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DERIVED', 'derived_channels', 'derive']
 
-# %% ../nbs/01d_derived.ipynb #2a907214
+# %% ../nbs/01d_derived.ipynb #f9cb8cd0
 from dataclasses import replace
 import numpy as np
 from .core import *
 from .data import *
 
-# %% ../nbs/01d_derived.ipynb #1db9db5c
+# %% ../nbs/01d_derived.ipynb #df316efd
 DERIVED = dict(Y='luminance (ITU-R BT.601)', H='horizontal gradient, absolute', V='vertical gradient, absolute', E='gradient magnitude', L='Laplacian, absolute')
 
 def derived_channels(

@@ -6,12 +6,12 @@
 __all__ = ['generators', 'completion', 'Generator', 'add_slot', 'Bank', 'Gray', 'Covariance', 'Correction', 'HyperNet',
            'Corrected', 'ranks', 'PerCount', 'Shared', 'Adapter', 'ChannelAttention']
 
-# %% ../nbs/02_generators.ipynb #9eee5a61
+# %% ../nbs/02_generators.ipynb #ea3210b6
 import torch
 from torch import nn
 from .core import *
 
-# %% ../nbs/02_generators.ipynb #e8ded934
+# %% ../nbs/02_generators.ipynb #db3fff0f
 def completion(
     cov:torch.Tensor,  # `(channels, channels)` covariance of the input, positive definite
     mask:torch.Tensor,  # `(batch, channels)` bool, true where a channel is present
@@ -24,7 +24,7 @@ def completion(
         A = A-m[:,k,None,None]*col[:,:,None]*row[:,None,:]/A[:,k,k,None,None]
     return eye*m[:,None,:]+A*((1-m)[:,:,None]*m[:,None,:])
 
-# %% ../nbs/02_generators.ipynb #862a661c
+# %% ../nbs/02_generators.ipynb #73a44ab8
 class Generator(nn.Module):
     "Matrices `P(S)` from channel masks, so that the kernel of a set S is `weight @ P(S)`"
     exact = True          # the kernel of the full set is the convolution that was taken over, to the last bit
@@ -52,7 +52,7 @@ def add_slot(
     "One more input channel"
     return torch.cat([weight, torch.zeros_like(weight[:,:1])+kernel], 1)
 
-# %% ../nbs/02_generators.ipynb #1791934f
+# %% ../nbs/02_generators.ipynb #1fa6892a
 class Bank(Generator):
     "Kernels of the present channels, summed: `scale` is `none` (zero-fill), `count` (times n/|S|, dropout's rule, Srivastava et al., 2014) or `learned` for each |S|"
     def __init__(self, n, corr=None, scale='learned'):
@@ -70,14 +70,14 @@ class Bank(Generator):
         super().extend(weight, like)
         return add_slot(weight, weight[:,like:like+1])
 
-# %% ../nbs/02_generators.ipynb #c15a0c53
+# %% ../nbs/02_generators.ipynb #8472c6f0
 class Gray(Generator):
     "Every slot sees the mean of the present channels"
     exact = False
     def forward(self, mask): return (mask/mask.sum(1, keepdim=True))[:,None,:].repeat(1, self.slots, 1)
     def extend(self, weight, like): return add_slot(super().extend(weight, like))
 
-# %% ../nbs/02_generators.ipynb #faa7c601
+# %% ../nbs/02_generators.ipynb #4da8968d
 class Covariance(Generator):
     "Absent channels by linear regression on the present, under a learned covariance that starts at the data's"
     def __init__(self, n, corr=None):
@@ -101,7 +101,7 @@ class Covariance(Generator):
         self.factor = nn.Parameter(torch.cat([self.factor.detach(), row]))
         return add_slot(super().extend(weight, like))                       # no kernel of its own yet: a set without it must not feel its guess
 
-# %% ../nbs/02_generators.ipynb #94a88f11
+# %% ../nbs/02_generators.ipynb #a8533d79
 class Correction(nn.Module):
     "A learned `(n, n)` matrix for a channel set, zero at the start and for the full set; a hypernetwork (Ha et al., 2016, arXiv:1609.09106) on channel embeddings"
     def __init__(self, n, dim=4, hidden=8):
@@ -141,7 +141,7 @@ class Corrected(Covariance):
         self.correction.extend(like)
         return super().extend(weight, like)
 
-# %% ../nbs/02_generators.ipynb #9a626446
+# %% ../nbs/02_generators.ipynb #94ee75a7
 def ranks(
     mask:torch.Tensor,  # `(batch, n)` bool
 )->torch.Tensor: # `(batch, n)`
@@ -186,7 +186,7 @@ class Adapter(Generator):
         self.mix = nn.Parameter(torch.cat([nn.functional.pad(old, (0,1,0,1)), torch.eye(n+1, device=old.device)[None]]))
         return add_slot(super().extend(weight, like))
 
-# %% ../nbs/02_generators.ipynb #2c9ee12f
+# %% ../nbs/02_generators.ipynb #49214a2e
 generators = {
     'covariance': Covariance,
     'corrected':  Corrected,
@@ -199,7 +199,7 @@ generators = {
     'shared':     Shared,
     'adapter':    Adapter}
 
-# %% ../nbs/02_generators.ipynb #6677c035
+# %% ../nbs/02_generators.ipynb #9a2d0db4
 class ChannelAttention(nn.Module):
     "Factors for the present channels from their means: squeeze-and-excitation (Hu et al., 2017, arXiv:1709.01507); one at the start"
     def __init__(self,

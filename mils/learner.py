@@ -9,7 +9,7 @@ __all__ = ['samplings', 'recipes', 'schedules', 'opts', 'reflect', 'pick', 'Batc
            'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state', 'predict', 'probe_sets', 'predict_sets',
            'recalibrate']
 
-# %% ../nbs/05_learner.ipynb #272a6515
+# %% ../nbs/05_learner.ipynb #5293588e
 import ctypes,math,time,json,warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)   # fastai's import still calls it
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
@@ -30,7 +30,7 @@ from .generators import *
 from .channels import *
 from .models import *
 
-# %% ../nbs/05_learner.ipynb #8663181c
+# %% ../nbs/05_learner.ipynb #634827b8
 def reflect(
     i:torch.Tensor,  # positions, up to `n-1` beyond either end
     n:int,  # length of the axis
@@ -39,7 +39,7 @@ def reflect(
     i = i.abs()
     return torch.where(i<n, i, 2*(n-1)-i)
 
-# %% ../nbs/05_learner.ipynb #95e17aa9
+# %% ../nbs/05_learner.ipynb #04661985
 def pick(
     images:torch.Tensor,  # `(n, height, width, channels)` uint8
     rows:torch.Tensor,  # `(batch,)` which images
@@ -54,7 +54,7 @@ def pick(
     pixel = (rows[:,None,None]*h+y[:,:,None])*w+x[:,None,:]
     return images.view(-1, c).index_select(0, pixel.view(-1)).view(len(rows), h, w, c)
 
-# %% ../nbs/05_learner.ipynb #13416c5e
+# %% ../nbs/05_learner.ipynb #19a8b684
 class Batches:
     "Normalised batches of one split, shifted and flipped when `train`"
     def __init__(self,
@@ -112,7 +112,7 @@ def train_stats(
     rows = ds.splits['train']
     return channel_stats(ds.images[rows[::math.ceil(len(rows)/most)]])
 
-# %% ../nbs/05_learner.ipynb #c5d795f7
+# %% ../nbs/05_learner.ipynb #71b18f13
 def sample_masks(
     n:int,  # samples
     c:int,  # channels
@@ -135,7 +135,7 @@ def dropout_masks(n, c, generator):
 
 samplings = {'none': None, 'sample': sample_masks, 'batch': batch_masks, 'dropout': dropout_masks}
 
-# %% ../nbs/05_learner.ipynb #a52af40e
+# %% ../nbs/05_learner.ipynb #4dc99020
 class ChannelSampling(Callback):
     "Give each picture of a training batch channel sets of its own"
     order = 5
@@ -167,7 +167,7 @@ class ChannelSampling(Callback):
         teacher,pupil = self.pred[:n].detach().log_softmax(1).repeat(self.views-1, 1),self.pred[n:].log_softmax(1)
         self.learn.loss_grad = (1-self.distill)*self.loss_grad+self.distill*F.kl_div(pupil, teacher, log_target=True, reduction='batchmean')
 
-# %% ../nbs/05_learner.ipynb #34d49987
+# %% ../nbs/05_learner.ipynb #4ff2ac1d
 recipes = {
     'same':          dict(opt='adamw', lr=2e-3, wd=0.05, bs=128, smoothing=0.1, schedule='one_cycle', shift=1/16, flip=True),
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
@@ -216,7 +216,7 @@ opts = {
     'adamw': lambda groups,lr,wd: torch.optim.AdamW(groups, lr=lr, weight_decay=wd, fused=True),
     'sgd':   lambda groups,lr,wd: torch.optim.SGD(groups, lr=lr, weight_decay=wd, momentum=0.9, fused=True)}
 
-# %% ../nbs/05_learner.ipynb #6cef51b0
+# %% ../nbs/05_learner.ipynb #3aa7ddc6
 @dataclass(frozen=True)
 class Config:
     "Everything that a run's result depends on, besides data and code"
@@ -251,7 +251,7 @@ class Config:
     @property
     def settings(self)->dict: return {**recipes[self.recipe], **self.overrides}
 
-# %% ../nbs/05_learner.ipynb #cf44975b
+# %% ../nbs/05_learner.ipynb #ca1a18f6
 def default_device()->torch.device:
     "A GPU where there is one"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -274,7 +274,7 @@ class Autocast(Callback):
         if self.ctx: self.ctx.__exit__(None, None, None)
         self.ctx = None
 
-# %% ../nbs/05_learner.ipynb #627f7234
+# %% ../nbs/05_learner.ipynb #b9563457
 class Record(Callback):
     "Keep a row an epoch in `rows`, and seed everything random from (seed, epoch)"
     order = 60
@@ -314,7 +314,7 @@ class Bar(Callback):
     def after_fit(self): self.pbar.close()
     def after_cancel_fit(self): self.pbar.close()
 
-# %% ../nbs/05_learner.ipynb #e04bdda3
+# %% ../nbs/05_learner.ipynb #e3baba96
 def decay_groups(
     net:nn.Module,
 )->list: # parameters that decay, parameters that do not
@@ -365,7 +365,7 @@ def stats_of(
     i = [tuple(names).index(c) for c in channel_set(channels, names)]
     return ChannelStats(stats.mean[i], stats.std[i], stats.cov[np.ix_(i,i)])
 
-# %% ../nbs/05_learner.ipynb #3dd66152
+# %% ../nbs/05_learner.ipynb #34553d56
 def save_tensors(
     path,  # appears whole or not at all
     tensors:dict,  # name -> tensor
@@ -417,7 +417,7 @@ def load_state(
     learn.opt.load_state_dict(state)
     return meta
 
-# %% ../nbs/05_learner.ipynb #19edc5ba
+# %% ../nbs/05_learner.ipynb #31e7f703
 @torch.inference_mode()
 def predict(
     net:nn.Module,  # in any state; put into evaluation mode
@@ -461,7 +461,7 @@ def predict_sets(
     stats = train_stats(ds)
     return pd.concat([predict(net, ds, split, s, trained, stats).assign(channels=set_name(s)) for s in sets], ignore_index=True)
 
-# %% ../nbs/05_learner.ipynb #e011e14b
+# %% ../nbs/05_learner.ipynb #092b5177
 @torch.no_grad()
 def recalibrate(
     net:nn.Module,  # a network for one channel set, such as a fold; changed in place

@@ -6,7 +6,7 @@
 __all__ = ['stems', 'conv_bn', 'ConcatPool', 'small_cnn', 'ResBlock', 'wide_resnet', 'resnet34', 'list_models', 'check_options',
            'create_model']
 
-# %% ../nbs/03_models.ipynb #8d2d478a
+# %% ../nbs/03_models.ipynb #e3024254
 import inspect
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torchvision.models import resnet34 as _tv_resnet34
 from .core import *
 from .channels import *
 
-# %% ../nbs/03_models.ipynb #5e39acab
+# %% ../nbs/03_models.ipynb #ba40db04
 def conv_bn(
     ni:int,  # input channels
     nf:int,  # output channels
@@ -31,7 +31,7 @@ class ConcatPool(nn.Module):
     "Mean and maximum over all positions: `(batch, c, h, w)` to `(batch, 2c)`"
     def forward(self, x): return torch.cat([x.mean((2,3)), x.amax((2,3))], dim=1)
 
-# %% ../nbs/03_models.ipynb #b4da90a4
+# %% ../nbs/03_models.ipynb #4896e64e
 def small_cnn(
     n_classes:int,  # number of classes
     c_in:int=3,  # input channels
@@ -48,7 +48,7 @@ def small_cnn(
         conv_bn(nf[2], nf[3], 3, stride=last or (2 if size>=64 else 1)),
         ConcatPool(), nn.Linear(2*nf[3], n_classes))
 
-# %% ../nbs/03_models.ipynb #202e4bb7
+# %% ../nbs/03_models.ipynb #85fb2537
 class ResBlock(nn.Module):
     "Two 3x3 convolutions and a shortcut (He et al., 2015, arXiv:1512.03385)"
     def __init__(self,
@@ -77,7 +77,7 @@ def wide_resnet(
         ResBlock(nf[1], nf[2], stride=2),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(nf[2], n_classes))
 
-# %% ../nbs/03_models.ipynb #66e91ad2
+# %% ../nbs/03_models.ipynb #ec802635
 stems = {                 # kernel, stride, maximum pool
     'imagenet': (7, 2, True),
     'half':     (3, 2, False),
@@ -98,7 +98,7 @@ def resnet34(
     if not pool: net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/03_models.ipynb #8cb55b18
+# %% ../nbs/03_models.ipynb #5f5f7a04
 _models = {'small_cnn': small_cnn, 'wide_resnet': wide_resnet, 'resnet34': resnet34}
 
 def list_models()->list:

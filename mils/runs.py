@@ -6,7 +6,7 @@
 __all__ = ['task_a', 'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
            'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
-# %% ../nbs/06_runs.ipynb #24ecf411
+# %% ../nbs/06_runs.ipynb #304b725d
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +27,7 @@ from .models import *
 from .learner import *
 import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #512ced78
+# %% ../nbs/06_runs.ipynb #b219738a
 def code_version()->str:
     "Identity of the code that decides a run's result: generators, channels, models, learner and the channel statistics"
     modules = (mils.generators, mils.channels, mils.models, mils.learner)
@@ -64,7 +64,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #0128dc92
+# %% ../nbs/06_runs.ipynb #f6d4f1d0
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -87,7 +87,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #665adfc7
+# %% ../nbs/06_runs.ipynb #0f0a69e0
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -109,7 +109,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #b011821d
+# %% ../nbs/06_runs.ipynb #c029791c
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -139,7 +139,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #1ca62d72
+# %% ../nbs/06_runs.ipynb #6db58029
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
@@ -150,7 +150,7 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #8b67a9ac
+# %% ../nbs/06_runs.ipynb #df7eae1a
 _small = dict(model='small_cnn', options=dict(last=2))
 _one = {**_small, 'dynamic':True, 'sampling':'sample'}
 _five = dict(seeds=range(5))
@@ -189,7 +189,7 @@ def grid(
     every = sorted({s for a in arms for s in a.get('seeds', seeds)})
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #4621786b
+# %% ../nbs/06_runs.ipynb #5934050e
 def _worker(ds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
     _worker.job = ds,root,device
@@ -219,7 +219,7 @@ def sweep_runs(
             except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #2768e2e7
+# %% ../nbs/06_runs.ipynb #156b552b
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['wilson', 'right', 'resample', 'interval', 'paired']
 
-# %% ../nbs/07_stats.ipynb #7010b95d
+# %% ../nbs/07_stats.ipynb #4f7248bd
+from functools import lru_cache
 import numpy as np,pandas as pd
 from scipy.stats import ttest_rel
 from statsmodels.stats.proportion import proportion_confint
 
-# %% ../nbs/07_stats.ipynb #1b36a028
+# %% ../nbs/07_stats.ipynb #9aeccfc2
 def wilson(
     k,  # pictures that are right, a number or an array
     n,  # pictures
@@ -19,7 +20,7 @@ def wilson(
     "Interval of an accuracy over pictures, for one training (Wilson, 1927); says nothing about another training"
     return proportion_confint(k, n, 1-level, 'wilson')
 
-# %% ../nbs/07_stats.ipynb #fcb9d5cd
+# %% ../nbs/07_stats.ipynb #228a9a01
 def right(
     predictions:pd.DataFrame,  # `run`, `image`, `rank` and `channels`, as from `read_results`
     runs,  # names of runs, one a seed, in the order of seeds
@@ -29,24 +30,27 @@ def right(
     "Who was right, by seed and image; `ValueError` where a run misses predictions"
     p = predictions[predictions.run.isin(list(runs))]
     if channels is not None: p = p[p.channels.isin(list(channels))]
-    t = (p['rank']<top).astype(float).groupby([p.run.astype(str),p.image.astype(str)]).mean().unstack()
+    t = (p['rank']<top).astype(float).groupby([p.run,p.image], observed=True).mean().unstack()
     if missing := [r for r in runs if r not in t.index]: raise ValueError(f'no predictions of {missing[0]}')
     if t.isna().any().any(): raise ValueError('the runs were not tested on the same pictures')
     return t.loc[list(runs)].to_numpy()
 
-# %% ../nbs/07_stats.ipynb #3138d73f
+# %% ../nbs/07_stats.ipynb #a4a3ab52
+@lru_cache(4)
+def _draws(k, n, seed):
+    "How often each of `k` things is drawn, as shares: `(n, k)`"
+    return (np.random.default_rng((seed,k)).multinomial(k, np.full(k,1/k), size=n)/k).astype(np.float32)
+
 def resample(
     *arrays,  # each `(seeds, images)`; the same images in all
     n:int=4000,  # draws
     seed:int=0,
 )->list: # of `(n,)` arrays, the mean of each array in each draw
     "Means under a two-way bootstrap: images are drawn once for all arrays, seeds once for all arrays with the same number of them (Davison and Hinkley, 1997, section 3.8)"
-    arrays,rng = [np.asarray(a, float) for a in arrays],np.random.default_rng(seed)
+    arrays = [np.asarray(a, float) for a in arrays]
     k = arrays[0].shape[1]
     if any(a.shape[1]!=k for a in arrays): raise ValueError(f'arrays hold different numbers of images: {[a.shape[1] for a in arrays]}')
-    images = rng.multinomial(k, np.full(k,1/k), size=n)/k                                            # (n, images): how often each was drawn
-    seeds = {s:rng.multinomial(s, np.full(s,1/s), size=n)/s for s in sorted({len(a) for a in arrays})}
-    return [((images@a.T)*seeds[len(a)]).sum(1) for a in arrays]
+    return [((_draws(k, n, seed)@a.T)*_draws(len(a), n, seed+1)).sum(1) for a in arrays]
 
 def interval(
     draws,  # `(n,)` a statistic in each draw
@@ -55,7 +59,7 @@ def interval(
     "The middle part of a bootstrap's draws"
     return tuple(np.quantile(draws, [(1-level)/2, (1+level)/2]))
 
-# %% ../nbs/07_stats.ipynb #828c10d3
+# %% ../nbs/07_stats.ipynb #1a1c766c
 def paired(
     a, b,  # `(seeds, images)` of two networks, the same images, seeds in pairs
     seed:int=0,

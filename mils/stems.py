@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kernel_table', 'correlation_table', 'collect_stems']
 
-# %% ../nbs/06c_stems.ipynb #c908850a
+# %% ../nbs/06c_stems.ipynb #fd824407
 import json
 from pathlib import Path
 import numpy as np,pandas as pd,torch
@@ -15,7 +15,7 @@ from .generators import *
 from .learner import *
 from .runs import *
 
-# %% ../nbs/06c_stems.ipynb #09cdcc68
+# %% ../nbs/06c_stems.ipynb #ab54a69b
 def kernel_table(
     stem,  # a `DynamicConv2d`
 )->pd.DataFrame: # `channels` (the set), `filter`, `channel`, `y`, `x`, `value`
