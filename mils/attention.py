@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['attention_nets', 'Cbam', 'AttentionBlock', 'SelfAttention', 'attention_cnn', 'window', 'swin_block', 'mini_swin']
 
-# %% ../nbs/03b_attention.ipynb #da9354d6
+# %% ../nbs/03b_attention.ipynb #56e20bad
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from .models import *
 from .models import _models
 from .convnets import *
 
-# %% ../nbs/03b_attention.ipynb #eea8ed31
+# %% ../nbs/03b_attention.ipynb #99b7979f
 class Cbam(nn.Module):
     "Scale channels, then positions"
     def __init__(self, nf, reduction=16, ks=7):
@@ -53,7 +53,7 @@ def attention_cnn(n_classes:int, c_in:int=3, size:int=64, nf=(64,128,256,496))->
     net = [conv_bn(c_in, nf[0], 2*patch(size)-1, patch(size)), *(AttentionBlock(a, b, 2) for a,b in zip(nf, nf[1:]))]
     return nn.Sequential(*net, SelfAttention(nf[-1]), *classifier(nf[-1], n_classes))
 
-# %% ../nbs/03b_attention.ipynb #dc20cb1e
+# %% ../nbs/03b_attention.ipynb #70cd6623
 def window(
     size:int,  # pixels of the input's side
 )->int: # positions of a window's side
@@ -71,6 +71,6 @@ def mini_swin(n_classes:int, c_in:int=3, size:int=64, nf=96, heads=(4,8))->nn.Mo
         stage(nf, heads[0]), PatchMerging(nf), stage(2*nf, heads[1]),
         nn.LayerNorm(2*nf), Permute([0,3,1,2]), *classifier(2*nf, n_classes))
 
-# %% ../nbs/03b_attention.ipynb #8324528f
+# %% ../nbs/03b_attention.ipynb #37f0b6f1
 attention_nets = dict(attention_cnn=attention_cnn, mini_swin=mini_swin)
 _models.update(attention_nets)

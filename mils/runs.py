@@ -6,7 +6,7 @@
 __all__ = ['task_a', 'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
            'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
-# %% ../nbs/06_runs.ipynb #304b725d
+# %% ../nbs/06_runs.ipynb #3faedaeb
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
@@ -24,21 +24,33 @@ from .data import *
 from .generators import *
 from .channels import *
 from .models import *
+from .models import _models
+from .convnets import *
+from .attention import *
+from .strict import *
 from .learner import *
 import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #b219738a
-def code_version()->str:
-    "Identity of the code that decides a run's result: generators, channels, models, learner and the channel statistics"
+# %% ../nbs/06_runs.ipynb #dd5244a8
+def _homes(model):
+    "The notebooks that a model's function and its parts come from, beside those that all runs share"
+    home = inspect.getmodule(getattr(f := lookup(_models, model, 'model'), 'func', f))
+    used = {m.__name__:m for o in vars(home).values() if (m := inspect.getmodule(o)) and m.__name__ in ('mils.convnets','mils.attention','mils.strict')}
+    return [used[k] for k in sorted(used)]
+
+def code_version(
+    model:str,  # see `list_models`
+)->str: # 12 hexadecimal digits
+    "Identity of the code that decides a run's result: generators, channels, models, learner, the channel statistics, and where the model is defined"
     modules = (mils.generators, mils.channels, mils.models, mils.learner)
-    return code_digest([*map(inspect.getsource, modules), inspect.getsource(channel_stats)])
+    return code_digest([*map(inspect.getsource, modules), inspect.getsource(channel_stats), *map(inspect.getsource, _homes(model))])
 
 def identity(
     cfg:Config,
     ds:ImageSet,
 )->dict: # JSON
     "What the result of a run depends on"
-    return dict(config=asdict(cfg), data=dict(key=ds.key, size=ds.size, classes=ds.n_classes), code=code_version())
+    return dict(config=asdict(cfg), data=dict(key=ds.key, size=ds.size, classes=ds.n_classes), code=code_version(cfg.model))
 
 def _stem_words(cfg):
     "How a dynamic stem and its training differ from the usual"
@@ -64,7 +76,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #f6d4f1d0
+# %% ../nbs/06_runs.ipynb #9b0ff3a1
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -87,7 +99,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #0f0a69e0
+# %% ../nbs/06_runs.ipynb #0d9b578b
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -109,7 +121,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #c029791c
+# %% ../nbs/06_runs.ipynb #072a263d
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -139,7 +151,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #6db58029
+# %% ../nbs/06_runs.ipynb #b78c1ac3
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
@@ -150,7 +162,7 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #df7eae1a
+# %% ../nbs/06_runs.ipynb #4b8ccfba
 _small = dict(model='small_cnn', options=dict(last=2))
 _one = {**_small, 'dynamic':True, 'sampling':'sample'}
 _five = dict(seeds=range(5))
@@ -189,7 +201,7 @@ def grid(
     every = sorted({s for a in arms for s in a.get('seeds', seeds)})
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #5934050e
+# %% ../nbs/06_runs.ipynb #7865e8b0
 def _worker(ds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
     _worker.job = ds,root,device
@@ -219,7 +231,7 @@ def sweep_runs(
             except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #156b552b
+# %% ../nbs/06_runs.ipynb #469f70dd
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['branches', 'plans', 'strict_nets', 'Branches', 'Plain', 'strict']
 
-# %% ../nbs/03c_strict.ipynb #42f50460
+# %% ../nbs/03c_strict.ipynb #8ac37e96
 from copy import deepcopy
 from functools import partial
 import torch
@@ -15,7 +15,7 @@ from .core import *
 from .models import *
 from .models import _models
 
-# %% ../nbs/03c_strict.ipynb #df3e7ac6
+# %% ../nbs/03c_strict.ipynb #88075f1d
 def _norm_conv(ni, nf, ks, stride=1): return conv_bn(ni, nf, ks, stride, act=None)
 
 branches = {
@@ -38,14 +38,14 @@ class Branches(nn.Module):
     def forward(self, x): return sum(p(x) for p in self.parts)
     def extra_repr(self): return f'ks={self.ks}, stride={self.stride}'
 
-# %% ../nbs/03c_strict.ipynb #051957a4
+# %% ../nbs/03c_strict.ipynb #de6fe95a
 def _merged(part):
     "Kernel and bias of convolutions in a row, each with its batch norm"
     w = b = None
     for conv,norm in zip(part[::2], part[1::2]):
         s = (norm.weight/(norm.running_var+norm.eps).sqrt()).double()
         k = conv.weight.double()*s[:,None,None,None]
-        shift = norm.bias.double()-s*norm.running_mean.double()
+        shift = norm.bias.double()+s*((0. if conv.bias is None else conv.bias.double())-norm.running_mean.double())
         w,b = (k,shift) if w is None else (torch.einsum('oc,cikl->oikl', k[:,:,0,0], w), k[:,:,0,0]@b+shift)
     return w,b
 
@@ -67,7 +67,7 @@ class Plain(nn.Sequential):
             if isinstance(m, Branches): net.set_submodule(name, _fuse_branches(m))
         return net
 
-# %% ../nbs/03c_strict.ipynb #1cd639ce
+# %% ../nbs/03c_strict.ipynb #ec2902f2
 plans = {             # depth -> filters, kernel, stride, maximum pool
     2: [(1024,9,4,2)],
     3: [(192,5,2,2), (1024,5,2,1)],

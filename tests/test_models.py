@@ -1,30 +1,60 @@
 "Every model on every kind of input"
 import pytest,torch
+from mils.runs import code_version              # importing it registers all architectures
 from mils.models import *
+from mils.strict import strict_nets
 
 SMALL = {'wide_resnet': dict(width=1)}
-@pytest.mark.parametrize('size', [32,64,224])
+count = lambda net: sum(p.numel() for p in net.parameters())
+
 @pytest.mark.parametrize('channels', ['RGB','GB','R'])
+@pytest.mark.parametrize('size,batch', [(32,5),(64,3),(224,3)])
 @pytest.mark.parametrize('name', list_models())
-def test_forward_and_backward(name, channels, size):
-    if name=='resnet34' and size==224 and channels!='RGB': size = 96
-    net = create_model(name, 7, channels, size=size, **SMALL.get(name,{}))
-    y = net(torch.randn(3,len(channels),size,size))
+def test_forward_and_backward(name, size, batch, channels):
+    net = create_model(name, 7, channels, size=size, **SMALL.get(name, {}))
+    x = torch.randn(batch, len(channels), size, size).contiguous(memory_format=torch.channels_last)
+    y = net(x)
     y.square().sum().backward()
-    assert y.shape==(3,7) and y.isfinite().all()
-    assert all(p.grad is not None for p in net.parameters())
+    assert y.shape==(batch,7) and y.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert torch.equal(net.eval()(x[:1]), net(x[:1]))
 
 @pytest.mark.parametrize('name', list_models())
-def test_dynamic_stem_costs_six_parameters(name):
-    plain,dyn = (create_model(name, 5, dynamic=d, size=32) for d in (False,True))
-    count = lambda n: sum(p.numel() for p in n.parameters())
+def test_learns_sixteen_pictures(name):
+    torch.manual_seed(0)
+    net,x,y = create_model(name, 4, size=32, **{**SMALL, 'resnet34':dict(stem='half')}.get(name, {})),torch.randn(16,3,32,32),torch.arange(16)%4
+    opt,losses = torch.optim.AdamW(net.parameters(), 5e-4),[]
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
+    assert losses[-1]<.6*losses[0], losses
+
+@pytest.mark.parametrize('name', list_models())
+def test_dynamic_stem_costs_six_parameters_and_serves_every_set(name):
+    plain,dyn = (create_model(name, 5, dynamic=d, size=32, **SMALL.get(name, {})).eval() for d in (False,True))
     assert count(dyn)-count(plain)==6
-    assert dyn(torch.randn(2,1,32,32), channels='B').shape==(2,5)
+    x = torch.randn(2,3,32,32)
+    for s,rows in (('RGB',[0,1,2]),('GB',[1,2]),('B',[2])):
+        assert torch.allclose(dyn(x[:,rows], channels=s), dyn.fold(s)(x[:,rows]), atol=1e-4)
+
+@pytest.mark.parametrize('parts', ['conv','conv+point','double','conv+point+double'])
+@pytest.mark.parametrize('name', strict_nets)
+def test_fused_is_the_same_network(name, parts):
+    torch.manual_seed(0)
+    net,x = create_model(name, 7, size=32, width=.25, parts=parts),torch.randn(32,3,32,32)
+    for _ in range(20): net(x+torch.randn_like(x))
+    plain = net.eval().fuse()
+    a,b = net(x),plain(x)
+    assert (a-b).abs().max()<1e-4 and torch.equal(a.argmax(1), b.argmax(1))
+    assert sum(isinstance(m, (torch.nn.Conv2d,torch.nn.Linear)) for m in plain.modules())==int(name[6:])
 
 def test_reported_size():
-    assert sum(p.numel() for p in create_model('wide_resnet', 100, width=4).parameters())==18_499_940
+    assert count(create_model('wide_resnet', 100, width=4))==18_499_940
+
+def test_architectures_do_not_change_the_identity_of_other_runs():
+    assert code_version('small_cnn')==code_version('resnet34')!=code_version('convmixer')!=code_version('mini_swin')
 
 @pytest.mark.parametrize('call,near', [(lambda: create_model('smal_cnn',5), 'small_cnn'), (lambda: create_model('small_cnn',5,witdh=2), 'width'),
-    (lambda: create_model('resnet34',5,stem='imgenet'), 'imagenet')])
+    (lambda: create_model('resnet34',5,stem='imgenet'), 'imagenet'), (lambda: create_model('strict5',5), 'strict'), (lambda: create_model('mini_swim',5), 'mini_swin')])
 def test_nearest_name(call, near):
     with pytest.raises(ValueError, match=f'did you mean .{near}'): call()
