@@ -6,7 +6,7 @@
 __all__ = ['task_a', 'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
            'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
-# %% ../nbs/06_runs.ipynb #3faedaeb
+# %% ../nbs/06_runs.ipynb #729ea706
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
@@ -27,15 +27,17 @@ from .models import *
 from .models import _models
 from .convnets import *
 from .attention import *
+from .variants import *
 from .strict import *
 from .learner import *
+from .dynamics import *
 import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #dd5244a8
+# %% ../nbs/06_runs.ipynb #c40370a9
 def _homes(model):
     "The notebooks that a model's function and its parts come from, beside those that all runs share"
     home = inspect.getmodule(getattr(f := lookup(_models, model, 'model'), 'func', f))
-    used = {m.__name__:m for o in vars(home).values() if (m := inspect.getmodule(o)) and m.__name__ in ('mils.convnets','mils.attention','mils.strict')}
+    used = {m.__name__:m for o in vars(home).values() if (m := inspect.getmodule(o)) and m.__name__ in ('mils.convnets','mils.attention','mils.variants','mils.strict')}
     return [used[k] for k in sorted(used)]
 
 def code_version(
@@ -76,7 +78,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #9b0ff3a1
+# %% ../nbs/06_runs.ipynb #c8c46a54
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -99,7 +101,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #0d9b578b
+# %% ../nbs/06_runs.ipynb #a6b1be39
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -109,6 +111,7 @@ def _resume(learn, folder):
 
 def _save_epoch(folder):
     def write(learn, rows):
+        rows[-1]['gradients'] = learn.gradients.means()
         write_atomic(folder/'metrics.jsonl', ''.join(json.dumps(r)+'\n' for r in rows))
         save_state(learn, folder/'state.safetensors', dict(rows=rows))
     return write
@@ -121,7 +124,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #072a263d
+# %% ../nbs/06_runs.ipynb #4dd83af5
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -143,6 +146,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'config.json', json.dumps(about, indent=1))
     write_atomic(folder/'env.json', json.dumps(environment(device), indent=1))
     learn = get_learner(cfg, ds, device, write=_save_epoch(folder), compile=compile)
+    learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     learn.fit(cfg.epochs, start_epoch=len(rows))
     save_tensors(folder/'model.safetensors', learn.model.state_dict(), dict(config=asdict(cfg), classes=list(ds.classes), size=ds.size))
@@ -151,7 +155,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #b78c1ac3
+# %% ../nbs/06_runs.ipynb #3444466a
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
@@ -162,7 +166,7 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #4b8ccfba
+# %% ../nbs/06_runs.ipynb #b4bff1a0
 _small = dict(model='small_cnn', options=dict(last=2))
 _one = {**_small, 'dynamic':True, 'sampling':'sample'}
 _five = dict(seeds=range(5))
@@ -201,7 +205,7 @@ def grid(
     every = sorted({s for a in arms for s in a.get('seeds', seeds)})
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #7865e8b0
+# %% ../nbs/06_runs.ipynb #2a4cc86f
 def _worker(ds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
     _worker.job = ds,root,device
@@ -231,7 +235,7 @@ def sweep_runs(
             except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #469f70dd
+# %% ../nbs/06_runs.ipynb #19e9ea53
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)
@@ -255,25 +259,34 @@ def _row(folder):
 def collect_runs(
     root='runs',  # where runs live
     out=None,  # folder for the tables, made where it is missing
-)->dict: # `runs`, `epochs`, `channels`, `predictions` as DataFrames
+)->dict: # `runs`, `epochs`, `channels`, `gradients`, `predictions` as DataFrames
     "Tables of all finished runs, and of those that `out` already records for the same code"
     done = sorted(p.parent for p in Path(root).glob('*/DONE'))
     if not done: raise ValueError(f'no finished run in {root}')
     read = lambda f: pd.read_json(f, lines=True).assign(run=f.parent.name)
     preds = pd.concat([pd.read_parquet(f/'predictions.parquet').assign(run=f.name) for f in done], ignore_index=True)
     acc = pd.concat([pd.DataFrame(json.loads((f/'DONE').read_text())['accuracy']).assign(run=f.name) for f in done], ignore_index=True)
-    tables = dict(runs=pd.DataFrame(map(_row, done)), epochs=pd.concat([read(f/'metrics.jsonl') for f in done], ignore_index=True),
-                  channels=acc, predictions=_compact(preds))
+    epochs = pd.concat([read(f/'metrics.jsonl') for f in done], ignore_index=True)
+    tables = dict(runs=pd.DataFrame(map(_row, done)), epochs=epochs.drop(columns='gradients', errors='ignore'), channels=acc, predictions=_compact(preds))
+    if 'gradients' in epochs: tables['gradients'] = _gradients(epochs)
     if out and (Path(out)/'runs.csv').exists(): tables = _merge(_read(Path(out)), tables)
     if out: write_results(tables, out)
     return tables
 
+def _gradients(epochs):
+    "A row for each run, epoch and layer"
+    rows = [(r.run,r.epoch,i,*o) for r in epochs.itertuples() if isinstance(r.gradients, list) for i,o in enumerate(r.gradients)]
+    return pd.DataFrame(rows, columns=['run','epoch','position','layer','gradient','weight'])
+
 def _merge(old, new):
-    "`new` tables and the rows of other runs of the same code in `old`"
+    "`new` tables and the rows of other runs in `old`, if their code is that of the new runs or of today"
     runs = old['runs'].reindex(columns=new['runs'].columns)
-    keep = runs.run[runs.code.isin(new['runs'].code)&~runs.run.isin(new['runs'].run)]
+    now = {m:code_version(m) for m in runs.model.unique() if m in list_models()}
+    same = runs.code.isin(new['runs'].code)|(runs.code==runs.model.map(now))
+    keep = runs.run[same&~runs.run.isin(new['runs'].run)]
     if not len(keep): return new
-    both = {k:pd.concat([t[t.run.isin(keep)], new[k]], ignore_index=True) for k,t in {**old, 'runs':runs}.items()}
+    kept = {k:t[t.run.isin(keep)] for k,t in {**old, 'runs':runs}.items()}
+    both = {k:pd.concat([o[k] for o in (kept,new) if k in o], ignore_index=True) for k in {**kept, **new}}
     return {**both, 'predictions':_small(both['predictions'])}
 
 def _compact(preds):
@@ -314,4 +327,6 @@ def grow(
     old = old[old.run.isin(known)&~old.run.isin(table.run)]
     return pd.concat([old, table], ignore_index=True).astype(table.dtypes.drop(table.select_dtypes('category').columns)) if len(old) else table
 
-def _read(folder): return {**{k:pd.read_csv(folder/f'{k}.csv') for k in ('runs','epochs','channels')}, 'predictions':pd.read_parquet(folder/'predictions.parquet')}
+def _read(folder):
+    csv = {k:pd.read_csv(folder/f'{k}.csv') for k in ('runs','epochs','channels','gradients') if k!='gradients' or (folder/f'{k}.csv').exists()}
+    return {**csv, 'predictions':pd.read_parquet(folder/'predictions.parquet')}
