@@ -2,18 +2,19 @@
 
     python benchmarks/stem.py [--out results/task-a/latency.csv]
 
-Each round times every way once, in turn; medians and quartiles are over rounds. `ratio` is to the plain convolution of the same round.
+Each round times every way once, in turn and for a few milliseconds; medians and quartiles are over rounds. `ratio` is to the plain
+convolution of the same round. One thread by default: on a machine that is not alone, threads that wait for each other time the neighbours.
 """
 import argparse
 from copy import deepcopy
 import numpy as np,pandas as pd,torch
 from torch import nn
-from torch.utils.benchmark import Timer
 from mils.channels import DynamicConv2d,convert
 from mils.core import write_atomic
 from mils.data import ChannelStats
 from mils.learner import sample_masks
 from mils.models import create_model
+from mils.profile import in_turns,quartiles
 
 CORR = np.array([[1,.93,.84],[.93,1,.94],[.84,.94,1]])
 STATS = ChannelStats(np.zeros(3), np.ones(3), CORR)
@@ -31,34 +32,22 @@ def ways(plain, dyn, fold, size, bs):
     return {'plain': lambda: plain(x), 'folded, RGB': lambda: full(x), 'folded, GB': lambda: part(gb),
             'one set, GB': lambda: dyn(gb, channels='GB'), 'mixed batch': lambda: dyn(x, mask=mask)}
 
-@torch.inference_mode()
-def measure(calls, rounds, threads):
-    "Seconds of one call, a row a way and round, the ways in turn"
-    timers = {k:Timer('f()', globals=dict(f=f), num_threads=threads) for k,f in calls.items()}
-    n = {k:max(1, int(.05/t.timeit(3).median)) for k,t in timers.items()}
-    return pd.DataFrame([dict(round=r, way=k, seconds=t.timeit(n[k]).median) for r in range(rounds) for k,t in timers.items()])
-
-def summary(t):
-    "Median, quartiles, and the ratio to the plain convolution"
-    w = t.pivot(index='round', columns='way', values='seconds')
-    q,r = w.quantile([.25,.5,.75]).T,w.div(w.plain, axis=0).quantile([.25,.5,.75]).T
-    return pd.DataFrame(dict(ms=1e3*q[.5], ms_low=1e3*q[.25], ms_high=1e3*q[.75], ratio=r[.5], ratio_low=r[.25], ratio_high=r[.75]))
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--out', help='a CSV file')
-    p.add_argument('--rounds', type=int, default=15)
-    p.add_argument('--threads', type=int, default=torch.get_num_threads())
+    p.add_argument('--rounds', type=int, default=60)
+    p.add_argument('--threads', type=int, default=1)
     a = p.parse_args()
     parts = []
+    def measure(what, bs, calls): parts.append(quartiles(in_turns(calls, a.rounds, a.threads, .008), 'plain').rename_axis('way').reset_index().assign(what=what, batch=bs))
     for name,(nf,ks,stride,size,bs) in STEMS.items():
         conv = nn.Conv2d(3, nf, ks, stride, ks//2 if stride<ks else 0, bias=False).to(memory_format=torch.channels_last)
         dyn = DynamicConv2d.from_conv(conv, stats=STATS)
-        parts.append(summary(measure(ways(conv, dyn, dyn.fold, size, bs), a.rounds, a.threads)).reset_index().assign(what=f'stem of {name}', batch=bs))
+        measure(f'stem of {name}', bs, ways(conv, dyn, dyn.fold, size, bs))
     for name,size,bs,opts in (('small_cnn', 32, 128, dict(last=2)), ('resnet34', 64, 16, dict(stem='imagenet'))):
         net = create_model(name, 50, size=size, **opts).eval().to(memory_format=torch.channels_last)
         dyn = convert(deepcopy(net), 'RGB', STATS)
-        parts.append(summary(measure(ways(net, dyn, dyn.fold, size, bs), a.rounds, a.threads)).reset_index().assign(what=f'{name}, {size} px', batch=bs))
+        measure(f'{name}, {size} px', bs, ways(net, dyn, dyn.fold, size, bs))
     t = pd.concat(parts, ignore_index=True).assign(threads=a.threads, rounds=a.rounds)
     t = t[['what','batch','threads','rounds','way','ms','ms_low','ms_high','ratio','ratio_low','ratio_high']]
     print(t.round(3).to_string(index=False))

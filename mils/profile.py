@@ -6,7 +6,7 @@
 __all__ = ['deployed', 'trace', 'Depth', 'depth', 'draw_depth', 'parameters', 'multiply_adds', 'in_turns', 'quartiles',
            'fuse_norms', 'throughput', 'peak_memory', 'Rapl', 'energy_counter', 'energy', 'costs']
 
-# %% ../nbs/04_profile.ipynb #b7307e6a
+# %% ../nbs/04_profile.ipynb #73eb3072
 import gc,time
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
@@ -25,7 +25,7 @@ from .convnets import *
 from .attention import *
 from .strict import *
 
-# %% ../nbs/04_profile.ipynb #227a5f6f
+# %% ../nbs/04_profile.ipynb #c5d37ab5
 def deployed(
     net:nn.Module,  # in any state, left as it is
 )->nn.Module: # a copy in evaluation mode
@@ -33,7 +33,7 @@ def deployed(
     net = net.fold(net.channels) if isinstance(net, ChannelAdaptive) else deepcopy(net)
     return (net.fuse() if hasattr(net, 'fuse') else net).eval()
 
-# %% ../nbs/04_profile.ipynb #7362c946
+# %% ../nbs/04_profile.ipynb #64917903
 _layers = {'conv1d','conv2d','conv3d','convolution','conv_transpose2d','linear','addmm','mm','matmul','bmm'}
 _linear = _layers|{'_native_batch_norm_legit_no_training','batch_norm','getitem','add','sub','neg','mean','sum','avg_pool2d','adaptive_avg_pool2d',
     'view','_unsafe_view','reshape','flatten','permute','transpose','contiguous','clone','cat','stack','slice','select','split','split_with_sizes','chunk','unsqueeze','squeeze','unbind',
@@ -59,7 +59,7 @@ def trace(
         if name in _layers and len(live)==1 and (own := [source[i] for i in n.all_input_nodes if source.get(i)]): g.nodes[n]['layer'] = own[0].rpartition('.')[0]
     return g
 
-# %% ../nbs/04_profile.ipynb #700552a5
+# %% ../nbs/04_profile.ipynb #ff0cdde8
 def _size(node):
     "Number of elements"
     v = node.meta.get('val')
@@ -85,7 +85,7 @@ def _gates(node, live, g):
     if _size(a)!=_size(b): return [min(live, key=_size)]
     return [i for i,o in ((a,b),(b,a)) if _is_bounded(i, g) and not _is_bounded(o, g)]
 
-# %% ../nbs/04_profile.ipynb #b4ff8276
+# %% ../nbs/04_profile.ipynb #8e1f1b5c
 def _longest(
     g:nx.DiGraph,
 )->list: # module names
@@ -109,7 +109,7 @@ def _blocks(net):
     parts = [m for m in net.children() if inside(m)]
     return sum(_blocks(m) if type(m) is nn.Sequential else 1 for m in parts)
 
-# %% ../nbs/04_profile.ipynb #6a4fcd6d
+# %% ../nbs/04_profile.ipynb #10b581a3
 @dataclass(frozen=True)
 class Depth:
     "How deep a network is, in four ways of counting"
@@ -143,7 +143,7 @@ def _between(g):
         seen[n] = before if layer is None else {layer}
     return h
 
-# %% ../nbs/04_profile.ipynb #8580c45b
+# %% ../nbs/04_profile.ipynb #c1b0ba57
 def draw_depth(
     d:Depth,
     ax=None,  # of matplotlib
@@ -165,7 +165,7 @@ def draw_depth(
     ax.set(ylim=(-1.3 if names else -.4, max(y.values())+.9), xlim=(-.8, d.ops-.3)); ax.axis('off')
     return ax
 
-# %% ../nbs/04_profile.ipynb #312ec221
+# %% ../nbs/04_profile.ipynb #8f867276
 def parameters(net:nn.Module)->int:
     "Number of weights that are trained"
     return sum(p.numel() for p in net.parameters())
@@ -179,7 +179,7 @@ def multiply_adds(
     with FlopCounterMode(display=False) as count, torch.no_grad(): net(torch.zeros(shape, device=next(net.parameters()).device))
     return count.get_total_flops()//2
 
-# %% ../nbs/04_profile.ipynb #3d20be55
+# %% ../nbs/04_profile.ipynb #8fb041af
 @torch.inference_mode()
 def in_turns(
     calls:dict,  # name -> function without arguments
@@ -188,20 +188,21 @@ def in_turns(
     least:float=.05,  # seconds for a measurement
 )->pd.DataFrame: # a row a round and name: `round`, `name`, `seconds` of one call
     "Time several functions in turns"
-    timers = {k:Timer('f()', globals=dict(f=f), num_threads=threads or torch.get_num_threads()) for k,f in calls.items()}
-    n = {k:max(1, int(least/t.timeit(2).median)) for k,t in timers.items()}
-    return pd.DataFrame([dict(round=r, name=k, seconds=t.timeit(n[k]).median) for r in range(rounds) for k,t in timers.items()])
+    timers = [(k, Timer('f()', globals=dict(f=f), num_threads=threads or torch.get_num_threads())) for k,f in calls.items()]
+    n = {k:max(1, int(least/t.timeit(2).median)) for k,t in timers}
+    turn = lambda r: timers[r%len(timers):]+timers[:r%len(timers)]                       # each is first, second, ... as often as the others
+    return pd.DataFrame([dict(round=r, name=k, seconds=t.timeit(n[k]).median) for r in range(rounds) for k,t in turn(r)])
 
 def quartiles(
     times:pd.DataFrame,  # as from `in_turns`
     base:str=None,  # the name that ratios refer to
 )->pd.DataFrame: # `ms`, `ms_low`, `ms_high` (median and quartiles of milliseconds), and with `base` the same of the ratio of a round
     "What is reported of timings"
-    w = times.pivot(index='round', columns='name', values='seconds')[times.name.unique()]
+    w = times.pivot(index='round', columns='name', values='seconds')[times[times['round']==0].name]
     three = lambda t,k: t.quantile([.5,.25,.75]).T.set_axis([k,f'{k}_low',f'{k}_high'], axis=1)
     return three(1e3*w, 'ms').join(three(w.div(w[base], axis=0), 'ratio')) if base else three(1e3*w, 'ms')
 
-# %% ../nbs/04_profile.ipynb #56795975
+# %% ../nbs/04_profile.ipynb #d9aa3974
 def fuse_norms(
     net:nn.Module,  # left as it is
 )->nn.Module:
@@ -210,7 +211,7 @@ def fuse_norms(
     try: return _fuse_norms(net)
     except (torch.fx.proxy.TraceError,TypeError): return net
 
-# %% ../nbs/04_profile.ipynb #311f542c
+# %% ../nbs/04_profile.ipynb #eea29070
 def throughput(
     net:nn.Module,  # in the state in which it is to be timed
     size:int=64,  # pixels
@@ -228,7 +229,7 @@ def throughput(
     t = pd.DataFrame(rows)
     return t.assign(useful=t.batch==t.batch[t.ms<=1.05*t.ms.min()].min())
 
-# %% ../nbs/04_profile.ipynb #a6f4b88f
+# %% ../nbs/04_profile.ipynb #ab27a1d0
 def _status(key):
     "A line of this process's status in bytes"
     return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith(key))
@@ -260,7 +261,7 @@ def peak_memory(
     "Memory that a network needs at most; `OSError` for a CPU without Linux's /proc"
     with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, name, n_classes, size, batch, train, str(device), options).result()
 
-# %% ../nbs/04_profile.ipynb #e43d5126
+# %% ../nbs/04_profile.ipynb #1bd0bcc7
 def _nvml():
     "Joules so far of the first GPU, as a function; none where there is no such counter"
     if not torch.cuda.is_available(): return None
@@ -307,7 +308,7 @@ def energy(
     if torch.device(device).type=='cuda': torch.cuda.synchronize()
     return (count()-start)/n,source
 
-# %% ../nbs/04_profile.ipynb #e6e39dab
+# %% ../nbs/04_profile.ipynb #3f73dac5
 def costs(
     networks,  # dicts of a model's name and options: `dict(model='wide_resnet', width=2)`
     n_classes:int=100,

@@ -6,7 +6,7 @@
 __all__ = ['task_a', 'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
            'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
-# %% ../nbs/06_runs.ipynb #729ea706
+# %% ../nbs/06_runs.ipynb #d2586ee0
 import inspect,json,os,platform,subprocess,sys,time
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
@@ -33,7 +33,7 @@ from .learner import *
 from .dynamics import *
 import mils.generators,mils.channels,mils.models,mils.learner
 
-# %% ../nbs/06_runs.ipynb #c40370a9
+# %% ../nbs/06_runs.ipynb #d23d02fa
 def _homes(model):
     "The notebooks that a model's function and its parts come from, beside those that all runs share"
     home = inspect.getmodule(getattr(f := lookup(_models, model, 'model'), 'func', f))
@@ -78,7 +78,7 @@ def run_name(
     "Readable name and the hash of the identity"
     return f"{cfg.model}-s{cfg.seed}-{digest(identity(cfg, ds))}"
 
-# %% ../nbs/06_runs.ipynb #c8c46a54
+# %% ../nbs/06_runs.ipynb #2a8e8cec
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
     git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -101,7 +101,7 @@ def environment(
         machine=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
-# %% ../nbs/06_runs.ipynb #a6b1be39
+# %% ../nbs/06_runs.ipynb #685f1deb
 def _resume(learn, folder):
     "Rows of the epochs that are done, after loading the state they left; a damaged state counts as none"
     path = folder/'state.safetensors'
@@ -124,7 +124,7 @@ def _summary(rows, preds, net):
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/06_runs.ipynb #4dd83af5
+# %% ../nbs/06_runs.ipynb #40179ac0
 def train_run(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -155,7 +155,7 @@ def _train(cfg, ds, folder, device, compile):
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model), indent=1))
     (folder/'state.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/06_runs.ipynb #3444466a
+# %% ../nbs/06_runs.ipynb #c3c94cb3
 def load_run(
     folder,  # of a finished run
 )->torch.nn.Module: # in evaluation mode, on the CPU
@@ -166,7 +166,7 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
-# %% ../nbs/06_runs.ipynb #b4bff1a0
+# %% ../nbs/06_runs.ipynb #d7d2bb70
 _small = dict(model='small_cnn', options=dict(last=2))
 _one = {**_small, 'dynamic':True, 'sampling':'sample'}
 _five = dict(seeds=range(5))
@@ -205,7 +205,7 @@ def grid(
     every = sorted({s for a in arms for s in a.get('seeds', seeds)})
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
-# %% ../nbs/06_runs.ipynb #2a4cc86f
+# %% ../nbs/06_runs.ipynb #4111436c
 def _worker(ds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
     _worker.job = ds,root,device
@@ -235,7 +235,7 @@ def sweep_runs(
             except Exception as e: failed[run_name(cfg, ds)] = e
     return failed
 
-# %% ../nbs/06_runs.ipynb #19e9ea53
+# %% ../nbs/06_runs.ipynb #2684d683
 def results_dir()->Path:
     "The folder of recorded results: `MILS_RESULTS`, or `results/` beside the nearest `settings.ini` above"
     if env := os.environ.get('MILS_RESULTS'): return Path(env)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['inits', 'initialise', 'wide_resnet_blocks']
 
-# %% ../nbs/03c_variants.ipynb #7243f9d7
+# %% ../nbs/03c_variants.ipynb #47024e08
 import torch
 from torch import nn
 from .core import *
 from .models import *
 from .models import _models
 
-# %% ../nbs/03c_variants.ipynb #16a57463
+# %% ../nbs/03c_variants.ipynb #04f02772
 def _fan_out(w):
     if w.ndim==4: nn.init.kaiming_normal_(w, mode='fan_out', nonlinearity='relu')
 
@@ -31,7 +31,7 @@ def initialise(
         if isinstance(m, (nn.Conv2d,nn.Linear)): f(m.weight)
     return net
 
-# %% ../nbs/03c_variants.ipynb #77c79871
+# %% ../nbs/03c_variants.ipynb #c9b74844
 def wide_resnet_blocks(
     n_classes:int,  # number of classes
     c_in:int=3,  # input channels
