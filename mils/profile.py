@@ -6,7 +6,7 @@
 __all__ = ['deployed', 'trace', 'Depth', 'depth', 'draw_depth', 'parameters', 'multiply_adds', 'in_turns', 'quartiles',
            'fuse_norms', 'throughput', 'peak_memory', 'Rapl', 'energy_counter', 'energy', 'costs']
 
-# %% ../nbs/04_profile.ipynb #73eb3072
+# %% ../nbs/04_profile.ipynb #c5c061ea
 import gc,time
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
@@ -25,7 +25,7 @@ from .convnets import *
 from .attention import *
 from .strict import *
 
-# %% ../nbs/04_profile.ipynb #c5d37ab5
+# %% ../nbs/04_profile.ipynb #70d8182e
 def deployed(
     net:nn.Module,  # in any state, left as it is
 )->nn.Module: # a copy in evaluation mode
@@ -33,7 +33,7 @@ def deployed(
     net = net.fold(net.channels) if isinstance(net, ChannelAdaptive) else deepcopy(net)
     return (net.fuse() if hasattr(net, 'fuse') else net).eval()
 
-# %% ../nbs/04_profile.ipynb #64917903
+# %% ../nbs/04_profile.ipynb #063db718
 _layers = {'conv1d','conv2d','conv3d','convolution','conv_transpose2d','linear','addmm','mm','matmul','bmm'}
 _linear = _layers|{'_native_batch_norm_legit_no_training','batch_norm','getitem','add','sub','neg','mean','sum','avg_pool2d','adaptive_avg_pool2d',
     'view','_unsafe_view','reshape','flatten','permute','transpose','contiguous','clone','cat','stack','slice','select','split','split_with_sizes','chunk','unsqueeze','squeeze','unbind',
@@ -59,7 +59,7 @@ def trace(
         if name in _layers and len(live)==1 and (own := [source[i] for i in n.all_input_nodes if source.get(i)]): g.nodes[n]['layer'] = own[0].rpartition('.')[0]
     return g
 
-# %% ../nbs/04_profile.ipynb #ff0cdde8
+# %% ../nbs/04_profile.ipynb #70c0c479
 def _size(node):
     "Number of elements"
     v = node.meta.get('val')
@@ -85,7 +85,7 @@ def _gates(node, live, g):
     if _size(a)!=_size(b): return [min(live, key=_size)]
     return [i for i,o in ((a,b),(b,a)) if _is_bounded(i, g) and not _is_bounded(o, g)]
 
-# %% ../nbs/04_profile.ipynb #8e1f1b5c
+# %% ../nbs/04_profile.ipynb #5949df7a
 def _longest(
     g:nx.DiGraph,
 )->list: # module names
@@ -109,7 +109,7 @@ def _blocks(net):
     parts = [m for m in net.children() if inside(m)]
     return sum(_blocks(m) if type(m) is nn.Sequential else 1 for m in parts)
 
-# %% ../nbs/04_profile.ipynb #10b581a3
+# %% ../nbs/04_profile.ipynb #810f8619
 @dataclass(frozen=True)
 class Depth:
     "How deep a network is, in four ways of counting"
@@ -143,7 +143,7 @@ def _between(g):
         seen[n] = before if layer is None else {layer}
     return h
 
-# %% ../nbs/04_profile.ipynb #c1b0ba57
+# %% ../nbs/04_profile.ipynb #9610c465
 def draw_depth(
     d:Depth,
     ax=None,  # of matplotlib
@@ -165,7 +165,7 @@ def draw_depth(
     ax.set(ylim=(-1.3 if names else -.4, max(y.values())+.9), xlim=(-.8, d.ops-.3)); ax.axis('off')
     return ax
 
-# %% ../nbs/04_profile.ipynb #8f867276
+# %% ../nbs/04_profile.ipynb #e2850548
 def parameters(net:nn.Module)->int:
     "Number of weights that are trained"
     return sum(p.numel() for p in net.parameters())
@@ -179,7 +179,7 @@ def multiply_adds(
     with FlopCounterMode(display=False) as count, torch.no_grad(): net(torch.zeros(shape, device=next(net.parameters()).device))
     return count.get_total_flops()//2
 
-# %% ../nbs/04_profile.ipynb #8fb041af
+# %% ../nbs/04_profile.ipynb #f75885aa
 @torch.inference_mode()
 def in_turns(
     calls:dict,  # name -> function without arguments
@@ -202,7 +202,7 @@ def quartiles(
     three = lambda t,k: t.quantile([.5,.25,.75]).T.set_axis([k,f'{k}_low',f'{k}_high'], axis=1)
     return three(1e3*w, 'ms').join(three(w.div(w[base], axis=0), 'ratio')) if base else three(1e3*w, 'ms')
 
-# %% ../nbs/04_profile.ipynb #d9aa3974
+# %% ../nbs/04_profile.ipynb #8df5ef35
 def fuse_norms(
     net:nn.Module,  # left as it is
 )->nn.Module:
@@ -211,7 +211,7 @@ def fuse_norms(
     try: return _fuse_norms(net)
     except (torch.fx.proxy.TraceError,TypeError): return net
 
-# %% ../nbs/04_profile.ipynb #eea29070
+# %% ../nbs/04_profile.ipynb #6b1d5aae
 def throughput(
     net:nn.Module,  # in the state in which it is to be timed
     size:int=64,  # pixels
@@ -229,7 +229,7 @@ def throughput(
     t = pd.DataFrame(rows)
     return t.assign(useful=t.batch==t.batch[t.ms<=1.05*t.ms.min()].min())
 
-# %% ../nbs/04_profile.ipynb #ab27a1d0
+# %% ../nbs/04_profile.ipynb #543d2b16
 def _status(key):
     "A line of this process's status in bytes"
     return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith(key))
@@ -261,7 +261,7 @@ def peak_memory(
     "Memory that a network needs at most; `OSError` for a CPU without Linux's /proc"
     with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, name, n_classes, size, batch, train, str(device), options).result()
 
-# %% ../nbs/04_profile.ipynb #1bd0bcc7
+# %% ../nbs/04_profile.ipynb #44ff38be
 def _nvml():
     "Joules so far of the first GPU, as a function; none where there is no such counter"
     if not torch.cuda.is_available(): return None
@@ -308,7 +308,7 @@ def energy(
     if torch.device(device).type=='cuda': torch.cuda.synchronize()
     return (count()-start)/n,source
 
-# %% ../nbs/04_profile.ipynb #3f73dac5
+# %% ../nbs/04_profile.ipynb #50e2e07b
 def costs(
     networks,  # dicts of a model's name and options: `dict(model='wide_resnet', width=2)`
     n_classes:int=100,

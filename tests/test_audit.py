@@ -1,0 +1,228 @@
+"Reported numbers: every one has a row and a verdict, and the arithmetic behind the verdicts is right"
+import itertools,re,shutil
+from decimal import Decimal,ROUND_HALF_DOWN,ROUND_HALF_UP
+from pathlib import Path
+import numpy as np,pandas as pd,pytest
+from hypothesis import given,settings,strategies as st
+from mils import audit,claims,models
+from mils.claims import *
+from mils.cli import main
+from mils.runs import results_dir
+
+repo = Path(__file__).resolve().parent.parent
+reported = repo/'results'/'reported'
+header = 'table,row,quantity,value,unit,source\n'
+
+@pytest.fixture(scope='module')
+def led(): return audit.ledger()
+
+# ---- the ledger is complete
+
+def test_every_reported_row(led):
+    mine = led[led.document=='reported.csv']
+    lines = (reported/'reported.csv').read_text().splitlines()
+    assert len(mine)==len(lines)-1
+    for o in mine.itertuples(): assert lines[o.line-1]==f'{o.table},{o.row},{o.quantity},{o.value},{o.unit},{o.source}'
+
+def test_every_number_of_the_summary(led):
+    "Found here by another rule: all digits, and then those away that belong to a name"
+    mine = led[led.document=='key-numbers.md']
+    for n,line in enumerate((reported/'key-numbers.md').read_text().splitlines(), 1):
+        line = re.sub(r'ResNet34|4Layer|Top-5', '', line)
+        digits = [re.sub(',','',d) for d in re.findall(r'\d[\d,.]*(?:e-\d+)?', line)]
+        got = [re.sub('[^0-9.e-]', '', v.lstrip('+-±<~')) for v in mine.value[mine.line==n]]
+        assert got==[d.rstrip('.') for d in digits], line
+
+def test_every_row_has_a_verdict_a_reason_and_a_section(led):
+    import nbformat
+    cells = nbformat.read(repo/'nbs'/'09_audit.ipynb', 4).cells
+    anchors = {re.sub(r'[^a-z0-9]+','-', h.lower()) for c in cells if c.cell_type=='markdown' for h in re.findall(r'^## (.+)$', c.source, re.M)}
+    assert set(led.verdict)<=set(verdicts) and set(led.section)<=anchors
+    assert led.reason.str.len().min()>10 and not led.reason.str.contains('nan|None').any()
+
+@pytest.mark.parametrize('claim,verdict,say', [
+    ('baseline.target.accuracy', 'confirmed', '48.397 to 48.407'), ('baseline.resnet34.params', 'confirmed', '21,335,972'), ('baseline.wide_resnet.train_time_saved', 'confirmed', '606 to 608'),
+    ('task_a_methods.dynamic.mean_accuracy_all_modes', 'inconsistent', '30.472'), ('dataset.all.val_samples', 'inconsistent', '1/450'), ('architectures_other.dense_efficient.accuracy', 'inconsistent', '40.22'),
+    ('records.wide_resnet.best_param_efficiency', 'inconsistent', 'number 10'), ('wide_resnet_ablation.width2.params', 'inconsistent', '4,662,500'), ('architectures.wide_resnet.accuracy', 'consistent', '259/450'),
+    ('dataset.all.samples_per_class_val', 'consistent', 'is inconsistent'), ('architectures.mini_swin.params', 'not checkable', 'create_model'), ('task_a_modes.G.accuracy', 're-measured', 'ours is')])
+def test_known_verdicts(led, claim, verdict, say):
+    table,row,quantity = claim.split('.')
+    o = led[(led.document=='reported.csv')&(led.table==table)&(led.row==row)&(led.quantity==quantity)].iloc[0]
+    assert (o.verdict,say in o.reason)==(verdict,True), o.reason
+
+def test_formulas_name_claims():
+    known = set(read_claims(reported/'reported.csv').claim)
+    for k,f in audit.formulas.items(): assert {k,*(p for p in named(f) if '*' not in p)}<=known
+
+def test_summary_out_of_step(led, tmp_path):
+    "An edited summary is told, not mismatched"
+    for f in 'key-numbers.md','key-numbers.csv': shutil.copy(reported/f, tmp_path)
+    text = (tmp_path/'key-numbers.md').read_text()
+    rows = led[led.document=='reported.csv'].assign(claim=lambda t: t.table+'.'+t.row+'.'+t.quantity)
+    (tmp_path/'key-numbers.md').write_text(text.replace('3.7×', '3.8×'))
+    with pytest.raises(ValueError, match='3.8'): audit.key_numbers(rows, tmp_path)
+    (tmp_path/'key-numbers.md').write_text(text+'\n17 more')
+    with pytest.raises(ValueError, match='numbers'): audit.key_numbers(rows, tmp_path)
+
+def test_summary_that_differs(led, tmp_path):
+    rows = led[led.document=='reported.csv'].assign(claim=lambda t: t.table+'.'+t.row+'.'+t.quantity)
+    for f in 'key-numbers.md','key-numbers.csv': (tmp_path/f).write_text((reported/f).read_text().replace('21.3M','22.3M').replace('21,21.3,','21,22.3,'))
+    t = audit.key_numbers(rows, tmp_path)
+    assert t[t.value=='22.3'].verdict.tolist()==['inconsistent'] and '21.3' in t[t.value=='22.3'].reason.iloc[0]
+
+# ---- rows appear where results and networks do
+
+def test_results_of_task_b_appear(monkeypatch, tmp_path):
+    out = tmp_path/'results'
+    shutil.copytree(reported, out/'reported'); shutil.copytree(results_dir()/'task-a', out/'task-b')
+    runs = pd.read_csv(out/'task-b'/'runs.csv')
+    plain = ~runs.dynamic&(runs.channels=='RGB')&(runs.epochs==5)
+    runs.loc[plain,['network','epochs']] = ['wide_resnet',10]
+    runs.to_csv(out/'task-b'/'runs.csv', index=False)
+    monkeypatch.setenv('MILS_RESULTS', str(out))
+    m = audit.measured().set_index('claim')
+    assert set(m.index)=={'architectures.wide_resnet.accuracy','baseline.wide_resnet.top5_accuracy'}
+    assert m.value.iloc[0]==pytest.approx(runs.test_top1[plain].mean(), abs=1e-5) and m.value.iloc[1]==pytest.approx(runs.test_top5[plain].mean(), abs=1e-5)
+    led = audit.ledger()
+    assert (led[(led.table=='architectures')&(led.row=='wide_resnet')&(led.quantity=='accuracy')].verdict=='re-measured').all()
+    assert (led[led.table=='task_a_modes'].verdict!='re-measured').all()
+
+def test_new_architectures_are_counted(monkeypatch):
+    c = read_claims(reported/'reported.csv')
+    at = c.index[c.claim=='architectures.mini_swin.params'][0]
+    assert at not in [i for i,_,_ in audit.recounts(c)]
+    monkeypatch.setitem(models._models, 'mini_swin', lambda n_classes, c_in=3, size=64: models.small_cnn(n_classes, c_in, size, width=2))
+    v,r = next((v,r) for i,v,r in audit.recounts(c) if i==at)
+    n = sum(p.numel() for p in models.small_cnn(100, width=2, size=224).parameters())
+    assert f'{n:,}' in r and v==('confirmed' if round(n/1e6, 1)==1.3 else 'inconsistent')
+
+# ---- intervals
+
+decimals = st.integers(1, 3).flatmap(lambda d: st.integers(1, 10**(d+2)).map(lambda v: f'{v/10**d:.{d}f}'))
+
+@given(st.tuples(decimals, decimals, decimals), st.sampled_from(['100*(a.x.v/b.x.v - 1)', 'a.x.v - b.x.v', 'a.x.v/b.x.v', 'mean(a.x.v, b.x.v, c.x.v)', '(a.x.v + b.x.v)*c.x.v', 'most(*.*.v)', 'least(a.x.v, b.x.v, c.x.v)']),
+       st.tuples(*[st.floats(-1, 1)]*3))
+@settings(max_examples=200, deadline=None)
+def test_intervals_against_brute_force(texts, formula, where):
+    formula = formula.replace('*.*.v', 'a.x.v, b.x.v, c.x.v')
+    mids,halves = [float(t) for t in texts],[.5*10**-len(t.partition('.')[2]) for t in texts]
+    known = {f'{k}.x.v':stated(t) for k,t in zip('abc', texts)}
+    if any(ends(x)[0]<=0 for x in known.values()): return
+    lo,hi = ends(evaluate(formula, known))
+    plain = lambda a,b,c: eval(re.sub(r'([abc])\.x\.v', r'\1', formula), dict(a=a, b=b, c=c, mean=lambda *o: sum(o)/len(o), most=max, least=min))
+    slack = 1e-9*(1+abs(lo)+abs(hi))
+    assert lo-slack<=plain(*(m+h*w for m,h,w in zip(mids, halves, where)))<=hi+slack        # any true values stay inside
+    ends_ = [plain(*(m+h*s for m,h,s in zip(mids, halves, signs))) for signs in itertools.product((-1,1), repeat=3)]
+    assert min(ends_)==pytest.approx(lo, rel=1e-9, abs=1e-9) and max(ends_)==pytest.approx(hi, rel=1e-9, abs=1e-9)   # and it is no wider than it must be
+
+@given(decimals)
+def test_stated_holds_what_is_written_so(text):
+    lo,hi = ends(stated(text))
+    e = len(text.partition('.')[2])
+    for x in np.linspace(lo, hi, 9)[1:-1]: assert f'{x:.{e}f}'==text
+
+# ---- granularity
+
+def rounded(k, n, e):
+    "k of n in percent with e digits, a half rounded down and up"
+    v = Decimal(100*k)/Decimal(n)
+    return {str(v.quantize(Decimal(1).scaleb(-e), rounding=r)) for r in (ROUND_HALF_DOWN,ROUND_HALF_UP)}
+
+@given(st.integers(1, 400), st.integers(0, 2), st.integers(0, 10**4))
+@settings(max_examples=150, deadline=None)
+def test_reachable_against_brute_force(n, e, v):
+    text = str(Decimal(min(v, 100*10**e)).scaleb(-e))
+    if Decimal(text)==0: text = f'{0:.{e}f}'
+    everything = {t for k in range(n+1) for t in rounded(k, n, e)}
+    assert bool(reachable(text, n))==(text in everything)
+    assert all(reachable(t, n) for t in everything)
+
+@pytest.mark.parametrize('n,e', [(450,2), (7,1), (16,1), (200,1), (900,2), (12000,2)])
+def test_chance_against_brute_force(n, e):
+    every = [f'{v/10**e:.{e}f}' for v in range(100*10**e+1)]
+    assert chance(n, e)==pytest.approx(np.mean([bool(reachable(t, n)) for t in every]))
+
+def test_chance_given_the_truth():
+    "Three runs over 450: one in three lands on the grid of one"
+    assert chance(450, 2, 1350)==pytest.approx(np.mean([bool(reachable(f'{100*k/1350:.2f}', 450)) for k in range(1351)]), abs=.002)
+
+@given(st.lists(st.integers(0, 8), min_size=3, max_size=3), st.sampled_from(list(spreads)))
+@settings(max_examples=60, deadline=None)
+def test_spreads_of_real_runs_are_possible(k, reading):
+    s = spreads[reading](np.array([k])/450*100)[0]
+    assert reading in spread_readings(f'{s:.2f}', 450, 3)
+
+# ---- anybody's table
+
+def accuracies(rng, n, m=12): return [f'{100*k/n:.2f}' for k in rng.integers(n//4, n, m)]
+
+def table(values, n=450, extra=''):
+    return header+f'data,test,images,{n},,x\n'+''.join(f'main,net{i},accuracy,{v},%,x\n' for i,v in enumerate(values))+extra
+
+def check(tmp_path, text):
+    (tmp_path/'t.csv').write_text(text)
+    return audit_table(tmp_path/'t.csv')
+
+def kept(values, wrong=None): return ''.join(f'main,net{i},relative,{100*float(v)/float(values[0]) + (4 if i==wrong else 0):.1f},%,x\n' for i,v in enumerate(values))
+
+@pytest.mark.parametrize('seed', range(3))
+def test_consistent_table_passes(tmp_path, seed):
+    v = accuracies(np.random.default_rng(seed), 450)
+    t = check(tmp_path, table(v, extra=kept(v)+f'main,mean,accuracy,{np.mean([float(o) for o in v]):.2f},%,x\nagain,net0,accuracy,{v[0]},%,x\nmain,net0,accuracy_pm,0.22,pp,x\nmain,net0,runs,3,,x\n'))
+    wrong = t[t.verdict=='inconsistent']
+    assert not len(wrong), wrong[['claim','value','reason']].to_string()
+    assert t[(t.row=='mean')].reason.iloc[0].startswith('the mean')
+    assert (t[(t.quantity=='relative')&(t.row!='net0')].verdict=='confirmed').all()
+
+@pytest.mark.parametrize('change,row,quantity', [
+    (lambda v: table([*v[:4], '57.60', *v[5:]]), 'net4', 'accuracy'),                               # 57.60 is no multiple of 1/450, 1/900
+    (lambda v: table(v, extra=kept(v, wrong=5)), 'net5', 'relative'),
+    (lambda v: table(v, extra='other,net3,accuracy,12.00,%,x\n'), 'net3', 'accuracy'),
+    (lambda v: table(v, extra='main,mean,accuracy,12.00,%,x\n'), 'mean', 'accuracy'),
+    (lambda v: table(v, n=10000, extra='data,val,images,450,,x\n'), 'test', 'images'),
+    (lambda v: table(v, extra='main,net0,runs,3,,x\nmain,net0,accuracy_pm,0.16,pp,x\n'), 'net0', 'accuracy_pm'),
+    (lambda v: table([*v, '133.00']), 'net12', 'accuracy')])
+def test_planted_inconsistency_is_found(tmp_path, change, row, quantity):
+    v = accuracies(np.random.default_rng(7), 450)
+    t = check(tmp_path, change(v))
+    bad = t[t.verdict=='inconsistent']
+    assert ((bad.row==row)&(bad.quantity==quantity)).any(), t[['claim','value','verdict','reason']].to_string()
+    assert len(bad)<=2
+
+def test_other_column_names(tmp_path):
+    v = accuracies(np.random.default_rng(1), 450)
+    a,b = check(tmp_path, table(v)),check(tmp_path, table(v).replace('row,quantity', 'item,measure'))
+    pd.testing.assert_frame_equal(a, b)
+
+def test_audit_command(tmp_path, capsys):
+    v = accuracies(np.random.default_rng(2), 450)
+    f = tmp_path/'t.csv'
+    f.write_text(table(v)); assert main(['audit',str(f)])==0
+    assert '13 numbers: 13 consistent' in capsys.readouterr().out
+    f.write_text(table([*v, '57.60'])); assert main(['audit',str(f)])==1
+    out,err = capsys.readouterr()
+    assert out.splitlines()[0].startswith('inconsistent  main.net12.accuracy  57.60 %: ') and not err
+
+@pytest.mark.parametrize('text,say', [
+    (header.replace('value','valeu')+'a,b,c,1,,x\n', "did you mean 'valeu'?"), (header+'a,b,accuracy,high,%,x\n', "line 2: 'high' is no number"), (header+'a,b,c,1,,x\na,b,loss,nan,nats,x\n', "line 3: 'nan'"),
+    (header+'a,b,accuracy,33.56%,%,x\n', 'for example 33.56'), (header, 'holds no row'), ('', 'No columns'), (header+'a,b,c,1,,x,y\n', 'rows longer than its header'), ('\x00\x01', 'column')])
+def test_audit_of_bad_files_is_one_line(tmp_path, capsys, text, say):
+    f = tmp_path/'t.csv'
+    f.write_text(text)
+    assert main(['audit',str(f)])==1
+    out,err = capsys.readouterr()
+    assert not out and err.startswith('mils: ') and say in err and len(err.splitlines())==1, err
+
+@pytest.mark.parametrize('name', ['no.csv','.'])
+def test_audit_of_no_file(tmp_path, capsys, name):
+    assert main(['audit',str(tmp_path/name)])==1
+    assert 'is no file' in capsys.readouterr().err
+
+@given(st.lists(st.tuples(st.sampled_from('ab'), st.sampled_from(['x','y','mean']), st.sampled_from(['accuracy','delta','n','params_ratio','params','accuracy_pm','runs']), st.one_of(decimals, st.integers(0, 10**6).map(str), st.text('0.-e%<+', max_size=4)), st.sampled_from(['','%','pp'])), max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_any_table_has_verdicts_or_an_error(tmp_path_factory, rows):
+    f = tmp_path_factory.mktemp('t')/'t.csv'
+    f.write_text(header+''.join(','.join(r)+',x\n' for r in rows))
+    try: t = audit_table(f)
+    except ValueError as e: assert str(f) in str(e)
+    else: assert len(t)==len(rows) and set(t.verdict)<=set(verdicts)
