@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['reliability', 'ece', 'chance_ece', 'draw_reliability']
 
-# %% ../nbs/07b_calibration.ipynb #6d7d7f39
+# %% ../nbs/07b_calibration.ipynb #ceed83c9
 import numpy as np,pandas as pd
 from .core import *
 from .stats import *
 
-# %% ../nbs/07b_calibration.ipynb #27a3ee9f
+# %% ../nbs/07b_calibration.ipynb #5c37fddd
 def reliability(
     confidence,  # `(n,)`, the probability of the predicted class
     right,  # `(n,)`, whether it was right
@@ -34,7 +34,7 @@ def ece(
     t = reliability(confidence, right, bins, mass)
     return float((t.n*(t.confidence-t.accuracy).abs()).sum()/t.n.sum())
 
-# %% ../nbs/07b_calibration.ipynb #3b21cf9d
+# %% ../nbs/07b_calibration.ipynb #7a6ff046
 def chance_ece(
     confidence, bins:int=15, mass:bool=False,  # as for `reliability`
     n:int=200,  # draws
@@ -44,7 +44,7 @@ def chance_ece(
     p,rng = np.asarray(confidence, float),np.random.default_rng((seed,len(confidence)))
     return np.array([ece(p, rng.random(len(p))<p, bins, mass) for _ in range(n)])
 
-# %% ../nbs/07b_calibration.ipynb #5685c0c0
+# %% ../nbs/07b_calibration.ipynb #9b872b6f
 def draw_reliability(
     tables:dict,  # name -> as from `reliability`
     ax=None,  # of matplotlib
