@@ -6,7 +6,7 @@
 __all__ = ['formulas', 'described', 'against_itself', 'recount', 'recounts', 'two_proportions', 'welch', 'detectable',
            'significance', 'measured', 'ours', 'remeasured', 'key_numbers', 'ledger']
 
-# %% ../nbs/09_audit.ipynb #ac93301a
+# %% ../nbs/09_audit.ipynb #86b293e7
 import math,re
 from fnmatch import filter as names_like
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .runs import *
 from .stats import *
 from .claims import *
 
-# %% ../nbs/09_audit.ipynb #838290b1
+# %% ../nbs/09_audit.ipynb #c73ae617
 def _formulas():
     modes = [set_name(s) for s in channel_sets()]
     arch,base,mode,way = 'architectures.wide_resnet','baseline','task_a_modes','task_a_methods'
@@ -65,7 +65,7 @@ def _formulas():
 
 formulas = _formulas()   # claim -> formula, or several readings of it
 
-# %% ../nbs/09_audit.ipynb #cd81b25a
+# %% ../nbs/09_audit.ipynb #5b0faf65
 def against_itself(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
@@ -88,7 +88,7 @@ def against_itself(
         chosen = value[c.replace('sensitivity.grid','recipe.wide_resnet')]
         yield at[c],'consistent' if chosen in value[c].split('|') else 'inconsistent',f'the chosen value is {chosen}'
 
-# %% ../nbs/09_audit.ipynb #0e180331
+# %% ../nbs/09_audit.ipynb #73b30fe6
 @lru_cache(None)
 def recount(
     name:str,  # a model
@@ -103,7 +103,7 @@ def recount(
     residual = [m for m in net.modules() if hasattr(m, 'short') or hasattr(m, 'downsample') and hasattr(m, 'conv1')]
     return dict(parameters=sum(p.numel() for p in net.parameters()), multiply_adds=c.get_total_flops()//2, layers=len(row), blocks=len(residual)+2)
 
-# %% ../nbs/09_audit.ipynb #654a1f97
+# %% ../nbs/09_audit.ipynb #4dd342cd
 described = 'wide_resnet','resnet34'
 _units = dict(K=1e3, M=1e6, G=1e9)
 
@@ -144,7 +144,7 @@ def _reduction(text, small, large):
     ok = any(meets(stated(text), iv.mpf(g)) for g in got.values())
     return 'confirmed' if ok else 'inconsistent',', '.join(f'{small[k]} of {large[k]} {k} is a reduction by {g:.1f} %' for k,g in got.items())+('' if ok else f'; {text} % sets blocks of one against layers of the other')
 
-# %% ../nbs/09_audit.ipynb #adfbed1b
+# %% ../nbs/09_audit.ipynb #2f8e633e
 def two_proportions(
     a:float, b:float,  # accuracies in percent
     n:int,  # pictures of each
@@ -171,7 +171,7 @@ def detectable(
     h = NormalIndPower().solve_power(nobs1=n, alpha=level, power=power)
     return 100*math.sin(math.asin(math.sqrt(base/100))+h/2)**2-base
 
-# %% ../nbs/09_audit.ipynb #4f61fe92
+# %% ../nbs/09_audit.ipynb #4df3b8f0
 def significance(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
@@ -187,7 +187,7 @@ def significance(
     yield at[c],'confirmed' if all(holds) else 'consistent' if any(holds) else 'inconsistent',(f'against the {len(others)} other architectures p is at most '+', '.join(f'{p:.2g} ({k})' for k,p in tests.items())
         +'; against ResNet34 it is '+', '.join(f'{two_proportions(top, deep, n):.2g} on {n:,} pictures' for n in ns))
 
-# %% ../nbs/09_audit.ipynb #c7cc0d62
+# %% ../nbs/09_audit.ipynb #70ba1343
 def measured(
     folder=None,  # holds `measured.csv`; default: `reported` among the results
 )->pd.DataFrame: # `claim`, `value`, `low`, `high` as shares, and `about`, the conditions
@@ -227,7 +227,7 @@ def remeasured(
     at = {c:i for i,c in claims.claim.items()}
     for m in (measured() if table is None else table).itertuples(): yield at[m.claim],'re-measured',f'ours is {ours(m)}: {m.about}'
 
-# %% ../nbs/09_audit.ipynb #51f3557b
+# %% ../nbs/09_audit.ipynb #b416e1d3
 _study = [('derived-numbers', lambda c: derived(c, formulas)), ('recounts',recounts), ('significance',significance), ('granularity',granularity),
           ('contradictions',against_itself), ('contradictions',contradictions), ('plus-and-minus',plus_minus), ('derived-numbers', lambda c: support(c, formulas))]
 
@@ -236,7 +236,7 @@ _why = {   # pattern in a claim -> why nothing can be said
     r'^dataset\.public':                            'comes from the course, and is the yardstick here',
     r'width8\.delta':                               'no number: the network did not fit into memory',
     r'inference|memory|energy|epoch_time|train_time': 'depends on a device, a batch size and a way of measuring that are not stated',
-    r'params|flops':                                'the network is not among those that `create_model` builds',
+    r'params|flops':                                'the network is not described so that it could be built again',
     r'gradient|convergence':                        'needs the training curves, which are not published',
     r'mean_accuracy':                               'the seven accuracies behind it are not stated'}
 
@@ -250,7 +250,7 @@ def _weaken(t):
             t.loc[i,['verdict','reason']] = 'consistent',f'{o.reason}; but {weak[0]} is inconsistent'
     return t
 
-# %% ../nbs/09_audit.ipynb #9f6eae74
+# %% ../nbs/09_audit.ipynb #0b9e9111
 def key_numbers(
     rows:pd.DataFrame,  # of the ledger, for reported.csv
     folder=None,  # holds `key-numbers.md` and `key-numbers.csv`; default: `reported` among the results
@@ -285,7 +285,7 @@ def _settled(text, claim, known, by):
     ok = meets(got, stated(text))
     return 'confirmed' if ok else 'inconsistent',f'{shown(claim, by.value.to_dict())} is {span(got)}'+('' if ok else f', not {text}'),'derived-numbers'
 
-# %% ../nbs/09_audit.ipynb #90f5e4b4
+# %% ../nbs/09_audit.ipynb #d7c383b9
 def ledger()->pd.DataFrame: # `document`, `line`, `table`, `row`, `quantity`, `value`, `unit`, `source`, `verdict`, `reason`, `section`, `ours`
     "Every reported number of the study: what is claimed, where, what can be said of it and why, and the section of this notebook that decides it"
     claims,own = read_claims(results_dir()/'reported'/'reported.csv'),measured()

@@ -47,7 +47,7 @@ def project(tmp_path):
     (tmp_path/'settings.ini').write_text(settings)
     (tmp_path/'nbs').mkdir()
     shutil.copy(repo/'_quarto.yml', tmp_path)
-    for f in '_quarto.yml','references.bib','plain.css','page.html.j2': shutil.copy(repo/'nbs'/f, tmp_path/'nbs')
+    for f in '_quarto.yml','references.bib','plain.css','page.html.j2','tables.html': shutil.copy(repo/'nbs'/f, tmp_path/'nbs')
     write(tmp_path, {
         'index.ipynb': [text('# small\n\n> A project'), text('See the [report](report/index.ipynb).'), code('1+1')],
         '00_core.ipynb': [text('# core\n\n> Words'), code('#| default_exp core'), text('## Sets'), code('#| export\ndef f(x): return x')],
