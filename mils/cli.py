@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train', 'sweep', 'results', 'convert', 'bench', 'audit',
-           'report', 'main']
+           'live', 'report', 'main']
 
-# %% ../nbs/10_cli.ipynb #f562c58a
+# %% ../nbs/10_cli.ipynb #661b211b
 import ast,json,os,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import *
 
-# %% ../nbs/10_cli.ipynb #d9736252
+# %% ../nbs/10_cli.ipynb #b99d19f6
 def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
@@ -50,7 +50,7 @@ def parse_networks(
 
 _stem_settings = ('generator','attention','sampling','views','distill')
 
-# %% ../nbs/10_cli.ipynb #6c649a4d
+# %% ../nbs/10_cli.ipynb #8ccae940
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -192,6 +192,15 @@ def audit(
     print(f'{len(t)} numbers: '+', '.join(f'{(t.verdict==v).sum()} {v}' for v in verdicts if (t.verdict==v).any()))
     return int((t.verdict=='inconsistent').any())
 
+def live(
+    out:str='nbs/report/live',  # folder of the page's files
+    epochs:int=15,  # of the training on chroma
+):
+    "Train the small network of the live page and export it, with a mask and folded"
+    from mils.live import write_live
+    folder = write_live(out, epochs=epochs)
+    print(f"{len(list(folder.glob('*.onnx')))} networks and their pictures, in {folder}")
+
 def report(
     out:str='_docs',  # folder for the pages
     stored:bool=False,  # show the notebooks' stored outputs instead of running the report again
@@ -200,8 +209,8 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #7ba173d7
-_commands = {f.__name__:f for f in (data, train, sweep, results, convert, bench, audit, report)}
+# %% ../nbs/10_cli.ipynb #cc1062ae
+_commands = {f.__name__:f for f in (data, train, sweep, results, convert, bench, audit, live, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),
     '\nStart with `mils sweep chroma`, `mils results chroma`, `mils report`. `mils COMMAND --help` tells the rest.'])

@@ -1,11 +1,12 @@
 "The built pages in a real browser: no errors, no dead links, tables that sort, contrast in both themes"
-import functools,http.server,shutil,threading
+import functools,http.server,json,re,shutil,threading
 from pathlib import Path
 from urllib.parse import unquote,urldefrag
 import pytest
 from mils.site import build_site
 
 webdriver = pytest.importorskip('selenium.webdriver')
+from selenium.webdriver.support.ui import WebDriverWait
 browser,driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium','google-chrome','chromium-browser'),('chromedriver',)))
 pytestmark = pytest.mark.skipif(not (browser and driver), reason='no Chromium with its driver on this machine')
 repo = Path(__file__).resolve().parent.parent
@@ -101,6 +102,29 @@ def test_text_stands_out(site, chrome, theme):
             chrome.find_element('id','theme').click()
         assert dark==(theme=='dark'), p
         assert not (bad := chrome.execute_script(CONTRAST)), (p,theme,bad)
+
+def test_live_page(site, chrome):
+    "The network with a mask and the folded one agree in the browser, for every channel set"
+    at,out = site
+    if not (out/'report'/'live'/'ort').exists(): pytest.skip('onnxruntime-web could not be fetched')
+    about = json.loads((out/'report'/'live'/'live.json').read_text())
+    chrome.get(f'{at}/report/live.html')
+    state = lambda: chrome.execute_script("return document.getElementById('live').dataset.state")
+    wait = lambda s: WebDriverWait(chrome, 60).until(lambda d: state()==s, f'no prediction for {s}')
+    wait('RGB')
+    said = lambda: chrome.find_element('css selector','#live [role=status]').text
+    shown = lambda: chrome.execute_script("return [...document.querySelectorAll('#live canvas')].map(c => [...c.getContext('2d').getImageData(16,16,1,1).data])")
+    boxes = dict(zip('RGB', chrome.find_elements('css selector','#live input')))
+    right = {}
+    for s in ('RGB','RG','R','RB','B','GB','G'):
+        for c in sorted('RGB', key=lambda c: c not in s): boxes[c].is_selected()==(c in s) or boxes[c].click()
+        wait(s)
+        assert float(re.search(r'folded network ([\d.e+-]+)', said())[1])<1e-4
+        right[s] = int(re.search(r'(\d+) of', said())[1])
+        assert all(p[k]==0 for p in shown() for k,c in enumerate('RGB') if c not in s)
+    assert boxes['G'].is_selected() and not boxes['G'].is_enabled()                  # one channel always stays on
+    assert right['RGB']>.7*len(about['pictures']) and right['RGB']>=max(right.values())
+    assert not [e for e in chrome.get_log('browser') if e['level']=='SEVERE']
 
 def test_pages_fit_on_a_phone(site, chrome):
     at,_ = site
