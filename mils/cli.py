@@ -6,14 +6,14 @@
 __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train', 'sweep', 'results', 'convert', 'bench', 'audit',
            'live', 'report', 'main']
 
-# %% ../nbs/10_cli.ipynb #661b211b
+# %% ../nbs/10_cli.ipynb #267acbe5
 import ast,json,os,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import *
 
-# %% ../nbs/10_cli.ipynb #b99d19f6
+# %% ../nbs/10_cli.ipynb #310e80a2
 def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
@@ -50,7 +50,7 @@ def parse_networks(
 
 _stem_settings = ('generator','attention','sampling','views','distill')
 
-# %% ../nbs/10_cli.ipynb #8ccae940
+# %% ../nbs/10_cli.ipynb #f42a14aa
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -174,12 +174,15 @@ def bench(
     classes:str=None,  # labels to keep, such as 0-49; default: all
     epochs:int=3,  # of each training; the first is not timed
     rounds:int=3,  # trainings of each way, in turn
+    n_train:int=None,  # training images; default: all
     photo_size:int=0,  # write the pictures as upscaled JPEGs of this size first; 0 takes the files as they are
+    out:str=None,  # CSV for the row of each training
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import bench as run
     net = parse_networks(network)[0]
-    run(data, net['model'], size, epochs, rounds, photo_size=photo_size, options=net['options'], classes=_classes(classes))
+    rows = run(data, net['model'], size, epochs, rounds, n_train, photo_size=photo_size, options=net['options'], classes=_classes(classes))
+    if out: write_atomic(out, rows.to_csv(index=False))
 
 def audit(
     file:str,  # a CSV table of reported numbers with the columns table,row,quantity,value,unit
@@ -209,7 +212,7 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #cc1062ae
+# %% ../nbs/10_cli.ipynb #0fb24d1a
 _commands = {f.__name__:f for f in (data, train, sweep, results, convert, bench, audit, live, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),
