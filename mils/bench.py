@@ -22,6 +22,7 @@ from .cache import *
 from .chroma import chroma
 from .models import *
 from .learner import *
+from .runs import *
 
 # %% ../nbs/06a_bench.ipynb #188190e8
 def some(

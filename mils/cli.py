@@ -6,14 +6,14 @@
 __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train', 'sweep', 'results', 'convert', 'bench', 'audit',
            'live', 'report', 'main']
 
-# %% ../nbs/10_cli.ipynb #267acbe5
+# %% ../nbs/10_cli.ipynb #3bb444ab
 import ast,json,os,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import *
 
-# %% ../nbs/10_cli.ipynb #310e80a2
+# %% ../nbs/10_cli.ipynb #a55e5c31
 def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
@@ -50,7 +50,7 @@ def parse_networks(
 
 _stem_settings = ('generator','attention','sampling','views','distill')
 
-# %% ../nbs/10_cli.ipynb #f42a14aa
+# %% ../nbs/10_cli.ipynb #12fab500
 def data(
     action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
@@ -212,7 +212,7 @@ def report(
     from mils.site import build_site
     build_site(out, execute=not stored)
 
-# %% ../nbs/10_cli.ipynb #0fb24d1a
+# %% ../nbs/10_cli.ipynb #766a6d38
 _commands = {f.__name__:f for f in (data, train, sweep, results, convert, bench, audit, live, report)}
 
 def _usage(): return '\n'.join(['usage: mils COMMAND [-h] ...\n', *(f'  {k:8} {f.__doc__}' for k,f in _commands.items()),

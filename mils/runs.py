@@ -36,7 +36,7 @@ import mils.generators,mils.channels,mils.models,mils.learner
 # %% ../nbs/06_runs.ipynb #d23d02fa
 def _homes(model):
     "The notebooks that a model's function and its parts come from, beside those that all runs share"
-    home = inspect.getmodule(getattr(f := lookup(_models, model, 'model'), 'func', f))
+    home = inspect.getmodule(lookup(_models, model, 'model'))
     used = {m.__name__:m for o in vars(home).values() if (m := inspect.getmodule(o)) and m.__name__ in ('mils.convnets','mils.attention','mils.variants','mils.strict')}
     return [used[k] for k in sorted(used)]
 

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['branches', 'plans', 'strict_nets', 'Branches', 'Plain', 'strict']
 
-# %% ../nbs/03d_strict.ipynb #be343eab
+# %% ../nbs/03d_strict.ipynb #33bb03d6
 from copy import deepcopy
-from functools import partial
 import torch
 from torch import nn
 import torch.nn.functional as F
+from fastcore.meta import delegates
 from .core import *
 from .models import *
 from .models import _models
 from .variants import *
 
-# %% ../nbs/03d_strict.ipynb #f19c8da3
+# %% ../nbs/03d_strict.ipynb #25f518ff
 def _norm_conv(ni, nf, ks, stride=1): return conv_bn(ni, nf, ks, stride, act=None)
 
 branches = {
@@ -39,7 +39,7 @@ class Branches(nn.Module):
     def forward(self, x): return sum(p(x) for p in self.parts)
     def extra_repr(self): return f'ks={self.ks}, stride={self.stride}'
 
-# %% ../nbs/03d_strict.ipynb #d43e8299
+# %% ../nbs/03d_strict.ipynb #d98dbb58
 def _merged(part):
     "Kernel and bias of convolutions in a row, each with its batch norm"
     w = b = None
@@ -68,7 +68,7 @@ class Plain(nn.Sequential):
             if isinstance(m, Branches): net.set_submodule(name, _fuse_branches(m))
         return net
 
-# %% ../nbs/03d_strict.ipynb #cea2ba20
+# %% ../nbs/03d_strict.ipynb #9589e422
 plans = {             # depth -> filters, kernel, stride, maximum pool
     2: [(1024,9,4,2)],
     3: [(192,5,2,2), (1024,5,2,1)],
@@ -93,5 +93,10 @@ def strict(
         ni = nf
     return initialise(Plain(*layers, ConcatPool(), nn.Dropout(dropout), nn.Linear(2*ni, n_classes)), init)
 
-strict_nets = {f'strict{d}': partial(strict, depth=d) for d in plans}
+def _of_depth(d):
+    @delegates(strict, but='depth')
+    def f(n_classes, c_in=3, size=64, **kwargs): return strict(n_classes, c_in, size, d, **kwargs)
+    return f
+
+strict_nets = {f'strict{d}': _of_depth(d) for d in plans}
 _models.update(strict_nets)
