@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'run_notebook', 'stage', 'process', 'split_options', 'Page', 'read_page', 'authors_year', 'resolve_refs',
            'references', 'markdown', 'menu', 'render_page', 'build_site', 'build_readme']
 
-# %% ../nbs/11_site.ipynb #fcdd6afc
+# %% ../nbs/11_site.ipynb #a924270c
 import html,os,re,shutil,subprocess,sys,tempfile
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -34,7 +34,7 @@ from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
 from .core import *
 
-# %% ../nbs/11_site.ipynb #39ae3478
+# %% ../nbs/11_site.ipynb #73717c1c
 def run_notebook(
     nb,  # a notebook, changed in place
     cwd,  # folder in which it runs
@@ -52,7 +52,7 @@ def run_notebook(
     except Exception as e:
         raise RuntimeError(f"{name}, cell {at[-1]+1 if at else 1}: {str(e).strip()}") from None
 
-# %% ../nbs/11_site.ipynb #1975a88b
+# %% ../nbs/11_site.ipynb #dacbf958
 def stage(
     root,  # the project's folder, with `settings.ini`
     to,  # where the copy appears
@@ -66,7 +66,7 @@ def stage(
         run_notebook(nb, nbs/'report', f'nbs/report/{f.name}')
         nbformat.write(nb, f)
 
-# %% ../nbs/11_site.ipynb #6c8aae81
+# %% ../nbs/11_site.ipynb #dca83fed
 def _shown(cell):
     "Drop hidden cells; put anchors where names are defined"
     d = cell.directives_
@@ -85,7 +85,7 @@ def process(
         p.process()
         write_nb(p.nb, f)
 
-# %% ../nbs/11_site.ipynb #0449579f
+# %% ../nbs/11_site.ipynb #9e7f21a6
 def split_options(
     source:str,  # a code cell's source
 )->tuple: # the options by name, and the source without them
@@ -95,7 +95,7 @@ def split_options(
     opts = [l[2:].strip() for l in lines[:n] if re.match(r'#\|\s*[\w-]+:', l)]
     return yaml.safe_load('\n'.join(opts)) or {}, '\n'.join(lines[n:]).strip()
 
-# %% ../nbs/11_site.ipynb #7568b7b2
+# %% ../nbs/11_site.ipynb #8f81ae62
 KINDS = {'fig':'Figure', 'tbl':'Table'}
 
 @dataclass
@@ -117,7 +117,7 @@ class Page:
         "A link from this page to `out`"
         return os.path.relpath(out, Path(self.out).parent).replace(os.sep,'/')
 
-# %% ../nbs/11_site.ipynb #5a3ab207
+# %% ../nbs/11_site.ipynb #2ad2e3eb
 def _front_matter(nb):
     "Take the YAML from the first raw cell"
     raw = first(c for c in nb.cells if c.cell_type=='raw' and c.source.startswith('---'))
@@ -149,7 +149,7 @@ def read_page(
     nb.cells = [c for c in nb.cells if c.cell_type!='code' or c.metadata.opts.get('include', True)]
     return page
 
-# %% ../nbs/11_site.ipynb #e40eba43
+# %% ../nbs/11_site.ipynb #5b18097c
 def authors_year(
     entry,  # an entry of a parsed bibliography
 )->tuple: # `("He et al.", "2016")`
@@ -183,7 +183,7 @@ def resolve_refs(
         return f'({inner})' if 'class="cite"' in inner else inner
     return _refs.sub(sub, html.escape(s, quote=False))
 
-# %% ../nbs/11_site.ipynb #867608ee
+# %% ../nbs/11_site.ipynb #74a11b70
 def references(
     bib:dict,  # bibliography entries by key
     keys,  # what was cited
@@ -193,7 +193,7 @@ def references(
     entries = sorted((bib[k] for k in set(keys)), key=authors_year)
     return [(e.key, e.text.render(backend)) for e in style.format_entries(entries)]
 
-# %% ../nbs/11_site.ipynb #2b96d39a
+# %% ../nbs/11_site.ipynb #14e4480f
 def _callout(self, tokens, idx, options, env):
     "Open or close a `::: {.callout-note}`"
     if tokens[idx].nesting<0: return '</div>\n'
@@ -217,7 +217,7 @@ def _link(page, outs, href):
         own = outs.get(src, path)
     return page.to(own)+('#'+anchor if anchor else '')
 
-# %% ../nbs/11_site.ipynb #dc1e0f90
+# %% ../nbs/11_site.ipynb #c00bb14c
 def markdown(
     page:Page,  # the page the text is on
     bib:dict,  # bibliography entries by key
@@ -241,7 +241,7 @@ def markdown(
     md.core.ruler.push('refs', walk)
     return md
 
-# %% ../nbs/11_site.ipynb #4b37e346
+# %% ../nbs/11_site.ipynb #f233c654
 def menu(
     items,  # `contents` of a section of the sidebar: entries, or one pattern
     pages:dict,  # every page, by its path below `nbs/`
@@ -256,10 +256,10 @@ def menu(
             res += [dict(text=pages[s].title, href=pages[s].out, contents=[]) for s in found if Path(s).stem!='index']
         else:
             page,sub = pages.get(o.get('href')),menu(o.get('contents',[]), pages)
-            if page or sub: res.append(dict(text=o.get('text') or o.get('section'), href=page and page.out, contents=sub))
+            if page or sub: res.append(dict(text=o.get('text') or o.get('section') or page.title, href=page and page.out, contents=sub))
     return res
 
-# %% ../nbs/11_site.ipynb #1d05fa2d
+# %% ../nbs/11_site.ipynb #0f4592aa
 def render_page(
     page:Page,  # the page
     site:dict,  # `title`, `description`, `copyright`, `menu`
@@ -277,7 +277,7 @@ def render_page(
                                       f"labels here: {', '.join(page.labels) or 'none'}")
     return body
 
-# %% ../nbs/11_site.ipynb #da26dae2
+# %% ../nbs/11_site.ipynb #022be666
 def _render_quarto(nbs, out):
     "Process and render with Quarto"
     shutil.rmtree(get_config().config_path/'_proc', ignore_errors=True)
@@ -339,7 +339,7 @@ def build_site(
     print(page)
     return page
 
-# %% ../nbs/11_site.ipynb #2c63a3f7
+# %% ../nbs/11_site.ipynb #0903fa04
 def build_readme(
     root='.',  # the project's folder
 )->str: # what `README.md` now holds
