@@ -215,7 +215,7 @@ def bare(cfg, ds, folder, device, **kwargs):
     train = Batches(ds, 'train', stats, bs=s['bs'], shift=s['shift'], flip=s['flip'], train=True, seed=cfg.seed, device=device)
     val = Batches(ds, 'val', stats, bs=2*s['bs'], device=device)
     def batches(e): train.epoch = e; return train
-    return train_plain(cfg, net, opt, batches, val, has_bf16(device))
+    return train_plain(cfg, net, opt, batches, val, cfg.precision=='bfloat16')
 
 ways = dict(usual=usual, ours=ours, bare=bare)
 

@@ -7,6 +7,7 @@ __all__ = ['permutation', 'mcnemar', 'cochran', 'friedman', 'mean_ranks', 'criti
            'draw_ranks', 'non_inferior', 'wins', 'detectable']
 
 # %% ../nbs/07a_compare.ipynb #2f725d7d
+import itertools
 import numpy as np,pandas as pd
 from scipy.stats import friedmanchisquare,mannwhitneyu,norm,permutation_test,rankdata,studentized_range,t as student
 from statsmodels.stats.contingency_tables import cochrans_q as _cochrans_q,mcnemar as _mcnemar

@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'run_notebook', 'stage', 'process', 'split_options', 'Page', 'read_page', 'authors_year', 'resolve_refs',
            'references', 'markdown', 'menu', 'render_page', 'build_site', 'build_readme']
 
-# %% ../nbs/11_site.ipynb #a924270c
-import html,os,re,shutil,subprocess,sys,tempfile
+# %% ../nbs/11_site.ipynb #754fa0cb
+import html,json,os,re,shutil,subprocess,sys,tempfile
 from dataclasses import dataclass,field
 from pathlib import Path
 import nbformat,yaml
@@ -34,7 +34,7 @@ from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
 from .core import *
 
-# %% ../nbs/11_site.ipynb #73717c1c
+# %% ../nbs/11_site.ipynb #c716b5b3
 def run_notebook(
     nb,  # a notebook, changed in place
     cwd,  # folder in which it runs
@@ -52,7 +52,7 @@ def run_notebook(
     except Exception as e:
         raise RuntimeError(f"{name}, cell {at[-1]+1 if at else 1}: {str(e).strip()}") from None
 
-# %% ../nbs/11_site.ipynb #dacbf958
+# %% ../nbs/11_site.ipynb #7ad89c4d
 def stage(
     root,  # the project's folder, with `settings.ini`
     to,  # where the copy appears
@@ -66,7 +66,7 @@ def stage(
         run_notebook(nb, nbs/'report', f'nbs/report/{f.name}')
         nbformat.write(nb, f)
 
-# %% ../nbs/11_site.ipynb #dca83fed
+# %% ../nbs/11_site.ipynb #afaf5794
 def _shown(cell):
     "Drop hidden cells; put anchors where names are defined"
     d = cell.directives_
@@ -85,7 +85,7 @@ def process(
         p.process()
         write_nb(p.nb, f)
 
-# %% ../nbs/11_site.ipynb #9e7f21a6
+# %% ../nbs/11_site.ipynb #ae9f0938
 def split_options(
     source:str,  # a code cell's source
 )->tuple: # the options by name, and the source without them
@@ -95,7 +95,7 @@ def split_options(
     opts = [l[2:].strip() for l in lines[:n] if re.match(r'#\|\s*[\w-]+:', l)]
     return yaml.safe_load('\n'.join(opts)) or {}, '\n'.join(lines[n:]).strip()
 
-# %% ../nbs/11_site.ipynb #8f81ae62
+# %% ../nbs/11_site.ipynb #b1a37d67
 KINDS = {'fig':'Figure', 'tbl':'Table'}
 
 @dataclass
@@ -117,7 +117,7 @@ class Page:
         "A link from this page to `out`"
         return os.path.relpath(out, Path(self.out).parent).replace(os.sep,'/')
 
-# %% ../nbs/11_site.ipynb #2ad2e3eb
+# %% ../nbs/11_site.ipynb #6dc2b00f
 def _front_matter(nb):
     "Take the YAML from the first raw cell"
     raw = first(c for c in nb.cells if c.cell_type=='raw' and c.source.startswith('---'))
@@ -149,7 +149,7 @@ def read_page(
     nb.cells = [c for c in nb.cells if c.cell_type!='code' or c.metadata.opts.get('include', True)]
     return page
 
-# %% ../nbs/11_site.ipynb #5b18097c
+# %% ../nbs/11_site.ipynb #4a9ef905
 def authors_year(
     entry,  # an entry of a parsed bibliography
 )->tuple: # `("He et al.", "2016")`
@@ -183,7 +183,7 @@ def resolve_refs(
         return f'({inner})' if 'class="cite"' in inner else inner
     return _refs.sub(sub, html.escape(s, quote=False))
 
-# %% ../nbs/11_site.ipynb #74a11b70
+# %% ../nbs/11_site.ipynb #4c94e0f6
 def references(
     bib:dict,  # bibliography entries by key
     keys,  # what was cited
@@ -193,7 +193,7 @@ def references(
     entries = sorted((bib[k] for k in set(keys)), key=authors_year)
     return [(e.key, e.text.render(backend)) for e in style.format_entries(entries)]
 
-# %% ../nbs/11_site.ipynb #14e4480f
+# %% ../nbs/11_site.ipynb #887ecb57
 def _callout(self, tokens, idx, options, env):
     "Open or close a `::: {.callout-note}`"
     if tokens[idx].nesting<0: return '</div>\n'
@@ -217,7 +217,7 @@ def _link(page, outs, href):
         own = outs.get(src, path)
     return page.to(own)+('#'+anchor if anchor else '')
 
-# %% ../nbs/11_site.ipynb #c00bb14c
+# %% ../nbs/11_site.ipynb #bc41f58a
 def markdown(
     page:Page,  # the page the text is on
     bib:dict,  # bibliography entries by key
@@ -241,7 +241,7 @@ def markdown(
     md.core.ruler.push('refs', walk)
     return md
 
-# %% ../nbs/11_site.ipynb #f233c654
+# %% ../nbs/11_site.ipynb #f5c9e117
 def menu(
     items,  # `contents` of a section of the sidebar: entries, or one pattern
     pages:dict,  # every page, by its path below `nbs/`
@@ -259,7 +259,7 @@ def menu(
             if page or sub: res.append(dict(text=o.get('text') or o.get('section') or page.title, href=page and page.out, contents=sub))
     return res
 
-# %% ../nbs/11_site.ipynb #0f4592aa
+# %% ../nbs/11_site.ipynb #2c357eb0
 def render_page(
     page:Page,  # the page
     site:dict,  # `title`, `description`, `copyright`, `menu`
@@ -277,7 +277,7 @@ def render_page(
                                       f"labels here: {', '.join(page.labels) or 'none'}")
     return body
 
-# %% ../nbs/11_site.ipynb #022be666
+# %% ../nbs/11_site.ipynb #e8a30d1f
 def _render_quarto(nbs, out):
     "Process and render with Quarto"
     shutil.rmtree(get_config().config_path/'_proc', ignore_errors=True)
@@ -285,6 +285,15 @@ def _render_quarto(nbs, out):
     subprocess.run(['quarto','render','--no-cache'], cwd=proc, check=True)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(proc/get_config().doc_path.name, out)
+
+def _sections(page):
+    "What can be found on a page: its sections, with the words of their text"
+    yield dict(page=page.title, title=page.title, href=page.out, text=page.meta.get('description',''))
+    at = {text:i for _,i,text in page.headings}
+    for c in page.nb.cells:
+        if c.cell_type!='markdown': continue
+        for head,text in re.findall(r'^#+ (.+)$\n?((?:(?!^#).*\n?)*)', c.source, re.M):
+            if (i := at.get(head.strip())): yield dict(page=page.title, title=head.strip(), href=f'{page.out}#{i}', text=' '.join(re.findall(r'[\w-]+', text)))
 
 def _render_plain(nbs, out):
     "Process and render with nbconvert"
@@ -294,8 +303,9 @@ def _render_plain(nbs, out):
     outs,bib = {s:p.out for s,p in pages.items()},parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))
     after = (nbs/conf['format']['html']['include-after-body']).read_text(encoding='utf-8')
-    site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright, menu=menu(conf['website']['sidebar']['contents'], pages), after=after)
+    site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright, menu=menu(conf['website']['sidebar']['contents'], pages), after=after, source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}')
     files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
+    files['search.js'] = f"window.SECTIONS = {json.dumps([o for p in pages.values() for o in _sections(p)])}".encode()
     files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in ('.css','.js','.json','.onnx','.png','.jpg','.svg')}
     shutil.rmtree(out, ignore_errors=True)
     for name,data in files.items(): _write(out/name, data)
@@ -339,7 +349,7 @@ def build_site(
     print(page)
     return page
 
-# %% ../nbs/11_site.ipynb #0903fa04
+# %% ../nbs/11_site.ipynb #7fef9b84
 def build_readme(
     root='.',  # the project's folder
 )->str: # what `README.md` now holds

@@ -75,6 +75,22 @@ def test_a_table_sorts(site, chrome):
     click(); down = column()
     assert up==sorted(before) and down==up[::-1]!=up
 
+def test_search_finds_a_section(site, chrome):
+    at,_ = site
+    for start in ('index.html','report/task-a.html'):
+        chrome.get(f'{at}/{start}')
+        chrome.find_element('id','search').send_keys('own retention')
+        link = WebDriverWait(chrome, 10).until(lambda d: d.find_elements('css selector','#found a'))[0]
+        assert link.get_attribute('href')==f'{at}/report/task-a.html#what-is-kept-and-of-what'
+        chrome.find_element('id','search').send_keys(' zebra')
+        WebDriverWait(chrome, 10).until(lambda d: 'nothing found' in d.find_element('id','found').text)
+
+def test_source_and_colab(site, chrome):
+    at,_ = site
+    chrome.get(f'{at}/channels.html')
+    links = [a.get_attribute('href') for a in chrome.find_elements('css selector','.toc-actions a')]
+    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02a_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
+
 CONTRAST = '''
 const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb') ? [m[0]*255,m[1]*255,m[2]*255,m[3] ?? 1] : [m[0],m[1],m[2],m[3] ?? 1] }
 const lum = ([r,g,b]) => [r,g,b].map(v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s,v,i) => s+v*[.2126,.7152,.0722][i], 0)
@@ -94,7 +110,7 @@ return bad.slice(0,8)'''
 def test_text_stands_out(site, chrome, theme):
     "Contrast of at least 4.5, or 3 for large text (WCAG 2.2, level AA)"
     at,_ = site
-    for p in ('index.html','report/index.html','report/task-a.html','report/audit.html','core.html','channels.html'):
+    for p in ('index.html','report/index.html','report/task-a.html','report/task-b.html','report/statistics.html','report/audit.html','core.html','channels.html'):
         chrome.get(f'{at}/{p}')
         for _ in range(2):
             dark = chrome.execute_script("const m = getComputedStyle(document.body).color.match(/[\\d.]+/g).map(Number); return m[0]+m[1]+m[2] > 380")
@@ -127,10 +143,10 @@ def test_live_page(site, chrome):
     assert not [e for e in chrome.get_log('browser') if e['level']=='SEVERE']
 
 def test_pages_fit_on_a_phone(site, chrome):
-    at,_ = site
+    at,out = site
     chrome.set_window_size(390, 800)
     try:
-        for p in ('index.html','report/index.html','report/task-a.html','report/audit.html'):
+        for p in ('index.html',*(p for p in pages(out) if p.startswith('report/'))):
             chrome.get(f'{at}/{p}')
             wide = chrome.execute_script("return document.documentElement.scrollWidth-document.documentElement.clientWidth")
             assert wide<=1, (p,wide)

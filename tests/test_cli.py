@@ -5,7 +5,7 @@ from mils.cli import *
 
 def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
 
-@pytest.mark.parametrize('command', ['data','train','sweep','results','bench','audit','live','report'])
+@pytest.mark.parametrize('command', ['data','train','sweep','results','costs','bench','audit','live','report'])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e: main([command,'--help'])
     out = capsys.readouterr().out
@@ -14,7 +14,7 @@ def test_help(command, capsys):
 def test_usage(capsys):
     assert main(['--help'])==0 and main([])==2
     out = capsys.readouterr().out
-    assert all(c in out for c in ('data','train','sweep','results','bench','audit','live','report'))
+    assert all(c in out for c in ('data','train','sweep','results','costs','bench','audit','live','report'))
 
 @pytest.mark.parametrize('words,say', [
     (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),

@@ -1,7 +1,10 @@
 "Every model on every kind of input"
-import pytest,torch
+from pathlib import Path
+import pandas as pd,pytest,torch
+from mils.cli import _value
 from mils.runs import code_version              # importing it registers all architectures
 from mils.models import *
+from mils.profile import multiply_adds
 from mils.strict import strict_nets
 
 SMALL = {'wide_resnet': dict(width=1)}
@@ -47,6 +50,16 @@ def test_fused_is_the_same_network(name, parts):
     a,b = net(x),plain(x)
     assert (a-b).abs().max()<1e-4 and torch.equal(a.argmax(1), b.argmax(1))
     assert sum(isinstance(m, (torch.nn.Conv2d,torch.nn.Linear)) for m in plain.modules())==int(name[6:])
+
+recorded = pd.read_csv(Path(__file__).resolve().parent.parent/'results'/'task-b'/'costs.csv')
+
+@pytest.mark.parametrize('network', recorded.network)
+def test_recorded_size_and_arithmetic(network):
+    name,*options = network.split()
+    options = {k:_value(v) for k,v in (o.split('=') for o in options)}
+    r = recorded.set_index('network').loc[network]
+    net = create_model(name, int(r.classes), size=int(r['size']), **options)
+    assert count(net)==r.parameters and multiply_adds(net, (1,3,int(r['size']),int(r['size'])))==r.multiply_adds
 
 def test_reported_size():
     assert count(create_model('wide_resnet', 100, width=4))==18_499_940
