@@ -190,12 +190,12 @@ def significance(
 # %% ../nbs/09_audit.ipynb #70ba1343
 def measured(
     folder=None,  # holds `measured.csv`; default: `reported` among the results
-)->pd.DataFrame: # `claim`, `value`, `low`, `high` as shares, and `about`, the conditions
+)->pd.DataFrame: # `claim`, `value`, `low`, `high` as shares, `unit` in which they are written, and `about`, the conditions
     "Our figures beside reported ones, wherever the runs are recorded: mean over seeds, 95 % interval over pictures and seeds"
     plan = pd.read_csv(Path(folder or results_dir()/'reported')/'measured.csv', dtype=str, keep_default_na=False)
     have = {k:read_results(k) for k in plan.results.unique() if (results_dir()/k/'runs.csv').exists()}
     rows = [(o,_runs_of(o, have[o.results]['runs'])) for o in plan.itertuples() if o.results in have]
-    return pd.DataFrame([dict(claim=f'{o.table}.{o.row}.{o.quantity}', **_measure(o, runs, have[o.results])) for o,runs in rows if all(runs)], columns=['claim','value','low','high','about'])
+    return pd.DataFrame([dict(claim=f'{o.table}.{o.row}.{o.quantity}', **_measure(o, runs, have[o.results])) for o,runs in rows if all(runs)], columns=['claim','value','low','high','unit','about'])
 
 def _runs_of(o, runs):
     "Runs of each network that a row names, by seed, the seeds that all have"
@@ -203,21 +203,21 @@ def _runs_of(o, runs):
     seeds = sorted(set.intersection(*(set(e.index) for e in each)))
     return [list(e.loc[seeds]) for e in each]
 
-_measures = dict(top1=1, top5=5, retention=1)   # measure -> right if among so many
+_measures = dict(top1=1, top5=5, retention=1, delta=1)   # measure -> right if among so many
 
 def _measure(o, runs, results):
-    "Value, interval and conditions of one row"
-    top = lookup(_measures, o.measure, 'measure')
-    hits = lambda channels: np.mean([right(results['predictions'], r, channels, top) for r in runs], 0)
-    a = hits(o.channels.split() or None)
-    if o.measure=='retention': r = paired(hits(['RGB']), a); value,low,high = r['ratio'],r['ratio_low'],r['ratio_high']
-    else: r = crossed(a); value,low,high = r['mean'],r['low'],r['high']
-    first = results['runs'].set_index('run').loc[runs[0][0]]
-    return dict(value=value, low=low, high=high, about=f'{first.classes} classes at {first["size"]} px, {first.epochs} epochs, {len(a)} seed{"s" if len(a)>1 else ""}, {a.shape[1]:,} pictures')
+    "Value, interval and conditions of one row; of a `delta`, the first network less the second"
+    top,want = lookup(_measures, o.measure, 'measure'),o.channels.split() or None
+    each = lambda channels: [right(results['predictions'], r, channels, top) for r in runs]
+    if o.measure=='delta': r,keys,unit = paired(*each(want)[::-1]),('diff','low','high'),'pp'
+    elif o.measure=='retention': r,keys,unit = paired(np.mean(each(['RGB']), 0), np.mean(each(want), 0)),('ratio','ratio_low','ratio_high'),'%'
+    else: r,keys,unit = crossed(np.mean(each(want), 0)),('mean','low','high'),'%'
+    first,n = results['runs'].set_index('run').loc[runs[0][0]],len(runs[0])
+    return dict(zip(('value','low','high'), (r[k] for k in keys)), unit=unit, about=f'{first.classes} classes at {first["size"]} px, {first.epochs} epochs, {n} seed{"s" if n>1 else ""}, {first.n_test:,} pictures')
 
 def ours(m)->str: # `"35.8 % (33.9 to 37.6)"`
     "A row of `measured` in words"
-    return f'{100*m.value:.1f} % ({100*m.low:.1f} to {100*m.high:.1f})'
+    return f'{100*m.value:.1f} {m.unit} ({100*m.low:.1f} to {100*m.high:.1f})'
 
 def remeasured(
     claims:pd.DataFrame,  # as from `read_claims`

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['samplings', 'recipes', 'schedules', 'opts', 'precisions', 'reflect', 'pick', 'Batches', 'train_stats', 'sample_masks',
            'batch_masks', 'dropout_masks', 'ChannelSampling', 'default_device', 'has_bf16', 'ConvByMatrix', 'SmallMaps',
-           'Autocast', 'orthogonal', 'Muon', 'Config', 'Record', 'Bar', 'decay_groups', 'keep_memory', 'get_learner',
-           'stats_of', 'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state', 'predict', 'probe_sets',
-           'predict_sets', 'recalibrate']
+           'Closing', 'Autocast', 'orthogonal', 'Muon', 'Config', 'Record', 'Bar', 'decay_groups', 'keep_memory',
+           'get_learner', 'stats_of', 'save_tensors', 'load_tensors', 'save_state', 'like', 'load_state', 'predict',
+           'probe_sets', 'predict_sets', 'recalibrate']
 
 # %% ../nbs/05_learner.ipynb #5293588e
 import ctypes,math,time,json,warnings
@@ -210,11 +210,16 @@ class SmallMaps(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 # %% ../nbs/05_learner.ipynb #9d9b0bd7
+class Closing(Learner):
+    "A `Learner` that closes what its callbacks opened in `opened`, also when training ends in an error"
+    def fit(self, *args, **kwargs):
+        with ExitStack() as self.opened: super().fit(*args, **kwargs)
+
 class Autocast(Callback):
-    "Forward pass and loss in bfloat16"
+    "Forward pass and loss in bfloat16; for a `Closing` learner"
     order = 10
+    def before_fit(self): self.ctx = self.opened.enter_context(ExitStack())
     def before_batch(self):
-        self.ctx = ExitStack()
         self.ctx.enter_context(torch.autocast(self.dls.device.type, torch.bfloat16))
         if self.training and self.dls.device.type=='cpu': self.ctx.enter_context(SmallMaps())
     def after_pred(self): self.learn.pred = self.pred.float()
@@ -390,7 +395,7 @@ def get_learner(
         cbs.append(ChannelSampling(draw, cfg.seed, held_out, cfg.views, cfg.distill))
     if compile: net.compile()
     loss = nn.CrossEntropyLoss(label_smoothing=s['smoothing'])
-    return Learner(dls, net, loss_func=loss, opt_func=opt, lr=s['lr'], splitter=decay_groups, cbs=cbs, default_cbs=False)
+    return Closing(dls, net, loss_func=loss, opt_func=opt, lr=s['lr'], splitter=decay_groups, cbs=cbs, default_cbs=False)
 
 def stats_of(
     stats:ChannelStats,  # of all channels

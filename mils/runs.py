@@ -188,15 +188,15 @@ task_b = [_strict, _wide, _deep,
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)}]
 task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_strict, _wide, _deep)]
 
-def _changed(base, options, settings):
-    "`base`, and each option of the model and each setting of the recipe changed alone"
+def _changed(base, options):
+    "`base`, and one option of the model or one part of the recipe changed at a time"
     o = base.get('options', {})
-    return [base, *({**base, 'options':{**o, k:v}} for k,vs in options.items() for v in vs), *({**base, 'overrides':{k:v}} for k,vs in settings.items() for v in vs)]
+    return [base, *({**base, 'options':{**o, k:v}} for k,vs in options.items() for v in vs), *({**base, 'overrides':s} for s in _settings)]
 
-_settings = dict(opt=['sgd','muon'], smoothing=[0.,.2], bs=[24,64,256])
+_settings = [dict(opt='sgd'), dict(opt='sgd', lr=.1), dict(opt='sgd', lr=.1, wd=5e-4), dict(opt='muon'), *(dict(smoothing=v) for v in (0.,.2)), *(dict(bs=v) for v in (24,64,256))]      # SGD needs larger steps than AdamW, and less decay
 task_b_ablation = [
-    *_changed(dict(model='wide_resnet_blocks', options=dict(width=2)), dict(width=[1,4,8], dropout=[0.,.5], init=['fan_out','normal'], blocks=[3,5]), _settings),
-    *_changed(_strict, dict(width=[.5,2.], dropout=[.3,.5], init=['fan_out','normal'], parts=['conv+point','double']), _settings)]
+    *_changed(dict(model='wide_resnet_blocks', options=dict(width=1)), dict(width=[2,4,8], dropout=[0.,.5], init=['fan_out','normal'], blocks=[3,5])),
+    *_changed(_strict, dict(width=[.5,2.], dropout=[.3,.5], init=['fan_out','normal'], parts=['conv+point','double']))]
 task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_strict, _wide, _deep)), {**_deep, 'recipe':'seed-baseline'}]
 
 _photos = dict(data='tin100', size=32, classes='0-49')

@@ -77,7 +77,7 @@ def test_results_of_task_b_appear(monkeypatch, tmp_path):
     shutil.copytree(reported, out/'reported'); shutil.copytree(results_dir()/'task-a', out/'task-b')
     runs = pd.read_csv(out/'task-b'/'runs.csv')
     plain = ~runs.dynamic&(runs.channels=='RGB')&(runs.epochs==5)
-    runs.loc[plain,['network','epochs']] = ['wide_resnet',10]
+    runs.loc[plain,['network','epochs']] = ['wide_resnet width=2',10]
     runs.to_csv(out/'task-b'/'runs.csv', index=False)
     monkeypatch.setenv('MILS_RESULTS', str(out))
     m = audit.measured().set_index('claim')
