@@ -44,5 +44,5 @@ def draw_frontier(
         placed.append((r.macs,y))
         ax.annotate(f"{n.replace('resnet34 stem=','ResNet34, ').replace('width=','×')} · {r.depth:.0f}", (r.macs,y), (7,0), textcoords='offset points', fontsize=7, va='center')
     ax.set(xscale='log', xlabel='million multiply-adds', ylabel='test accuracy, %'); ax.margins(x=.2)
-    lo,hi = ax.get_xlim(); ax.set_xlim(lo, hi*1.6)
+    lo,hi = ax.get_xlim(); ax.set_xlim(lo, hi*2.2)
     return ax
