@@ -14,11 +14,12 @@ from .compare import *
 
 # %% ../nbs/07c_recorded.ipynb #7ec00006
 class Recorded:
-    "The recorded runs of a protocol"
+    "The recorded runs of one protocol or of several"
     def __init__(self,
-        name:str,  # a folder below `results_dir()`
+        *names,  # folders below `results_dir()`
     ):
-        self.tables = read_results(name)
+        every = [read_results(n) for n in names]
+        self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in every[0]}
         self.runs = self.tables['runs'].fillna({'held_out':''}).sort_values('seed', kind='stable')
         self.by_run = dict(tuple(self.tables['predictions'].groupby('run', observed=True)))
 
