@@ -20,7 +20,8 @@ class Recorded:
     ):
         every = [read_results(n) for n in names]
         self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in every[0]}
-        self.runs = self.tables['runs'].fillna({'held_out':''}).sort_values('seed', kind='stable')
+        runs = self.tables['runs'].sort_values('seed', kind='stable')
+        self.runs = runs.assign(**{k:runs[k].astype(object).fillna('') for k in ('held_out',) if k in runs})       # read from an empty field
         self.by_run = dict(tuple(self.tables['predictions'].groupby('run', observed=True)))
 
     def find(self, **settings)->list: # names of runs, by seed

@@ -181,7 +181,7 @@ task_a = [*({**_plain, **_five, 'channels':set_name(s)} for s in channel_sets())
     {**_one, 'sampling':'batch'}, {**_one, 'sampling':'dropout'},
     {**_one, 'held_out':('RB','G')}]
 
-task_a_15 = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _one, {**_one, 'epochs':7*15}, {**_one, 'generator':'rescale'}, {**_one, 'held_out':('RB','G')}]
+task_a_15 = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _one, {**_one, 'epochs':7*15, 'seeds':range(3)}, {**_one, 'generator':'rescale'}, {**_one, 'held_out':('RB','G')}]
 
 _strict,_wide,_deep = dict(model='strict4'),dict(model='wide_resnet', options=dict(width=2)),dict(model='resnet34', options=dict(stem='half'))
 task_b = [_strict, _wide, _deep,

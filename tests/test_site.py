@@ -1,5 +1,5 @@
 "The pages that are rendered without Quarto, from a small project made here"
-import configparser,os,re,shutil,sys
+import configparser,os,re,shutil,subprocess,sys
 from html.parser import HTMLParser
 from pathlib import Path
 import nbformat,pytest,yaml
@@ -132,6 +132,17 @@ def test_quarto(project, monkeypatch):
     monkeypatch.setenv('PATH', f'{fake.parent}:{os.environ["PATH"]}')
     assert build_site(root=project).read_text()=='done\n'
     assert build_site(root=project).read_text()=='done\n'
+
+def test_nbdev_processes_every_notebook():
+    "For Quarto nbdev runs exported cells and all cells with an import, and no other: these have to stand alone"
+    run = '''
+from pathlib import Path
+from nbdev.process import NBProcessor
+from nbdev.processors import FilterDefaults
+for f in sorted(Path('nbs').rglob('*.ipynb')): NBProcessor(f, procs=FilterDefaults().procs()).process()
+'''
+    done = subprocess.run([sys.executable,'-W','ignore','-c',run], cwd=repo, capture_output=True, text=True)
+    assert done.returncode==0, done.stderr[-2000:]
 
 def test_readme(project):
     got = build_readme(project)
