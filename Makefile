@@ -37,7 +37,7 @@ test: $(READY)  ## run every notebook, then pytest
 
 docs: $(READY)  ## build the site with Quarto, which must be installed
 	@command -v quarto >/dev/null || { echo "Quarto is not on the PATH; 'make report' renders the pages without it" >&2; exit 1; }
-	$(RUN) python -c "from mils.site import build_site; build_site(execute=False, quarto=True)"
+	$(RUN) mils report --stored
 
 readme: $(READY)  ## write README.md from nbs/index.ipynb
 	$(RUN) python -c "from mils.site import build_readme; build_readme()"

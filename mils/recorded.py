@@ -20,8 +20,8 @@ class Recorded:
     ):
         every = [read_results(n) for n in names]
         self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in every[0]}
-        runs = self.tables['runs'].sort_values('seed', kind='stable')
-        self.runs = runs.assign(**{k:runs[k].astype(object).fillna('') for k in ('held_out',) if k in runs})       # read from an empty field
+        self.runs = self.tables['runs'].sort_values('seed', kind='stable')
+        if 'held_out' in self.runs: self.runs['held_out'] = self.runs.held_out.astype(object).fillna('')       # an empty field is read as nothing
         self.by_run = dict(tuple(self.tables['predictions'].groupby('run', observed=True)))
 
     def find(self, **settings)->list: # names of runs, by seed
@@ -29,6 +29,12 @@ class Recorded:
         t = self.runs
         for k,v in settings.items(): t = t[lookup(t, k, 'setting')==v]
         return list(t.run)
+
+    def best(self,
+        start:str,  # of the networks' names, such as `resnet34`
+    )->str: # the name of a network
+        "The network with the highest validation accuracy, mean over its seeds"
+        return self.runs[self.runs.network.str.startswith(start)].groupby('network').val_top1.mean().idxmax()
 
     def hits(self,
         runs,  # names of runs, one a seed
