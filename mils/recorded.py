@@ -6,7 +6,7 @@
 __all__ = ['Recorded']
 
 # %% ../nbs/07c_recorded.ipynb #7ec00003
-import pandas as pd
+import numpy as np,pandas as pd
 from .core import *
 from .runs import *
 from .stats import *
@@ -44,6 +44,14 @@ class Recorded:
         "Who was right"
         if missing := [r for r in runs if r not in self.by_run]: raise ValueError(f'no predictions of {missing[0]}')
         return right(pd.concat([self.by_run[r] for r in runs]), list(runs), channels, top)
+
+    def specialists(self,
+        sets,  # names of channel sets
+        **settings,  # as for `find`
+    ): # `(seeds, images)`
+        "Who was right among the plain networks, each asked on the set that it was trained on, averaged over the sets, for the seeds that all have"
+        runs = [self.find(dynamic=False, channels=s, **settings) for s in sets]
+        return np.mean([self.hits(r[:min(map(len, runs))], [s]) for r,s in zip(runs, sets)], 0)
 
     def pairs(self, a, b)->tuple: # the runs of `a` and those of `b` whose seeds both have
         "Runs in pairs; `ValueError` where no seed is common"

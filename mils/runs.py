@@ -184,7 +184,7 @@ task_a = [*({**_plain, **_five, 'channels':set_name(s)} for s in channel_sets())
 task_a_15 = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _one, {**_one, 'epochs':7*15, 'seeds':range(3)}, {**_one, 'generator':'rescale'}, {**_one, 'held_out':('RB','G')}]
 
 _strict,_wide,_deep = dict(model='strict4'),dict(model='wide_resnet', options=dict(width=2)),dict(model='resnet34', options=dict(stem='half'))
-task_b = [_strict, _wide, _deep,
+task_b = [_strict, {**_strict, 'options':dict(fine=2)}, _wide, _deep,
     *({**_deep, 'options':dict(stem=s)} for s in ('cifar','imagenet')),               # the same with more and with less to compute
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)}]

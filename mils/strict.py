@@ -81,6 +81,7 @@ def strict(
     size:int=64,  # pixels of the input's side; from 112 px on the first stride is twice as long
     depth:int=4,  # layers, classifier counted: 2, 3, 4 or 6
     width:float=1.,  # multiplies the filters
+    fine:int=0,  # of the first convolutions, how many look at every pixel and are pooled after, where the others take strides
     parts='conv',  # of all convolutions but the first, names of `branches` joined by `+`
     dropout:float=0.,  # before the classifier
     init:str='default',  # see `inits`
@@ -89,6 +90,7 @@ def strict(
     layers,ni = [],c_in
     for i,(nf,ks,stride,pool) in enumerate(lookup(plans, depth, 'depth')):
         nf,stride = 8*round(nf*width/8),stride*(2 if size>=112 and i==0 else 1)
+        if i<fine: stride,pool = 1,pool*stride
         layers += [Branches(ni, nf, ks, stride, parts.split('+') if i else ['conv']), nn.SiLU(inplace=True), *([nn.MaxPool2d(pool)] if pool>1 else [])]
         ni = nf
     return initialise(Plain(*layers, ConcatPool(), nn.Dropout(dropout), nn.Linear(2*ni, n_classes)), init)
