@@ -123,9 +123,10 @@ def sweep(
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
     from mils.runs import protocols,grid,read_results,run_name,sweep_runs
+    from mils.sets import fold
     p = lookup(protocols, protocol, 'protocol')
     ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
-    arms = parse_networks(networks) if networks else p['arms']
+    arms,folds = parse_networks(networks) if networks else p['arms'],p.get('folds', False)
     forced = {k:v for k,v in dict(epochs=epochs, seeds=parse_numbers(seeds) if seeds else None).items() if v}
     changes = parse_settings(set) if set else [p.get('overrides', {})]
     sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
@@ -133,8 +134,8 @@ def sweep(
     cfgs = [c for s in changes for c in grid(arms, p['seeds'], epochs=p['epochs'], recipe=recipe, precision=precision or p['precision'], overrides=s)]
     if skip_recorded:
         known = read_results(protocol)['runs'].run.tolist()
-        cfgs = [c for c in cfgs if run_name(c, ds) not in known]
-    failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs)
+        cfgs = [c for c in cfgs if run_name(c, fold(ds, c.seed) if folds else ds) not in known]
+    failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs, folds=folds)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {Path(runs)/protocol}')
     for run,e in failed.items(): print(f'failed: {run}: {e}', file=sys.stderr)
     return int(bool(failed))

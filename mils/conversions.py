@@ -151,18 +151,18 @@ def convert_runs(
     n:int=4096,  # pictures for re-estimated statistics and solved layers
 )->pd.DataFrame: # a row a test image: `run`, `seed`, `method`, `recalibrated`, `channels`, `image`, `rank`
     "Test predictions of every plain RGB network below `root` on every channel set, converted in every way, with and without new batch-norm statistics, and with layers solved anew"
-    stats,preds = train_stats(ds),[]
-    x = torch.cat([x for x,_ in itertools.islice(Batches(ds, 'train', stats, bs=512, train=True), max(1, n//512))])
-    ways = [*itertools.product(conversions, (False,True)), *((k,True) for k in solved)]
+    ways,preds = [*itertools.product(conversions, (False,True)), *((k,True) for k in solved)],[]
     for cfg,folder in plain_runs(root):
-        net = load_run(folder)
+        net,own = load_run(folder),run_set(folder, ds)
+        stats = train_stats(own)
+        x = torch.cat([x for x,_ in itertools.islice(Batches(own, 'train', stats, bs=512, train=True), max(1, n//512))])
         for s in channel_sets():
             batches = [(o[:,['RGB'.index(c) for c in s]],o) for o in x.split(512)]
             for name,again in ways:
                 one = conversions[name if name in conversions else 'covariance'](net, s, stats, x[:512]).eval()
                 if name in solved: solve_layers(one, net, batches, solved[name])
                 elif again: recalibrate(one, batches)
-                p = predict(one, ds, 'test', trained=s, stats=stats)
+                p = predict(one, own, 'test', trained=s, stats=stats)
                 preds.append(p[['image','rank']].assign(run=folder.name, seed=cfg['seed'], method=name, recalibrated=again, channels=set_name(s)))
     if not preds: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
     small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}

@@ -10,7 +10,6 @@ import numpy as np,pandas as pd
 from .core import *
 from .runs import *
 from .stats import *
-from .compare import *
 
 # %% ../nbs/07c_recorded.ipynb #7ec00006
 class Recorded:
@@ -40,10 +39,18 @@ class Recorded:
         runs,  # names of runs, one a seed
         channels=None,  # names of channel sets to average over; all by default
         top:int=1,  # right where the true class is among this many
-    ): # `(seeds, images)`
+    ): # `(seeds, images)`; `(seeds, 1)`, the share that was right, where each seed is a fold with images of its own
         "Who was right"
         if missing := [r for r in runs if r not in self.by_run]: raise ValueError(f'no predictions of {missing[0]}')
+        if self.share(runs): return np.stack([right(self.by_run[r], [r], channels, top).mean(1) for r in runs])
         return right(pd.concat([self.by_run[r] for r in runs]), list(runs), channels, top)
+
+    def share(self,
+        runs,  # names of runs
+    )->float: # None where all were tested on the same images
+        "Test images per training image, of runs that are folds of a cross-validation"
+        t = self.runs[self.runs.run.isin(list(runs))]
+        return t.n_test.sum()/t.n_train.sum() if t.data_key.nunique()>1 else None
 
     def specialists(self,
         sets,  # names of channel sets
@@ -65,5 +72,6 @@ class Recorded:
         channels=None, top:int=1,  # as for `hits`
     )->dict: # as from `paired`, and `lower`, the one-sided lower bound of the ratio (95 %)
         "How much better is b than a, over the seeds that both have?"
-        x,y = (self.hits(r, channels, top) for r in self.pairs(a, b))
-        return {**paired(x, y), 'lower':non_inferior(x, y)['low']}
+        a,b = self.pairs(a, b)
+        x,y,s = self.hits(a, channels, top),self.hits(b, channels, top),self.share(a)
+        return {**paired(x, y, share=s), 'lower':paired(x, y, .9, s)['ratio_low']}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['task_a', 'task_a_15', 'task_b', 'task_b_length', 'task_b_ablation', 'task_b_recipe', 'protocols', 'code_version',
-           'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run', 'grid', 'sweep_runs',
+           'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run', 'run_set', 'grid', 'sweep_runs',
            'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
 # %% ../nbs/06_runs.ipynb #d2586ee0
@@ -22,6 +22,7 @@ import pandas as pd,torch
 from filelock import FileLock
 from .core import *
 from .data import *
+from .sets import *
 from .generators import *
 from .channels import *
 from .models import *
@@ -167,6 +168,17 @@ def load_run(
     net.load_state_dict(tensors)
     return net.eval()
 
+def run_set(
+    folder,  # of a run
+    ds:ImageSet,  # the data of its protocol
+)->ImageSet: # `ds`, or the fold of it that the run was trained and tested on
+    "The data of a run; `ValueError` where it was trained on something else"
+    about = json.loads((Path(folder)/'config.json').read_text())
+    k = about['data']['key']
+    found = ds if ds.key==k else fold(ds, about['config']['seed'])
+    if found.key!=k: raise ValueError(f'{folder} was trained on data {k}, not on {ds}')
+    return found
+
 # %% ../nbs/06_runs.ipynb #d7d2bb70
 _plain = dict(model='small_cnn', options=dict(last=2))
 _one = {**_plain, 'dynamic':True, 'sampling':'sample'}
@@ -238,7 +250,9 @@ def _worker(ds, root, device, threads):
     torch.set_num_threads(threads)
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-def _try_run(cfg): return train_run(cfg, *_worker.job)
+def _try_run(cfg, k):
+    ds,*where = _worker.job
+    return train_run(cfg, fold(ds, k), *where)
 
 def sweep_runs(
     cfgs,  # `Config`s
@@ -246,19 +260,20 @@ def sweep_runs(
     root='runs',
     device=None,
     jobs:int=1,  # runs at a time
+    folds:bool=False,  # each seed is trained and tested on the fold of its number, see `fold`
 )->dict: # run name -> the error of each run that failed
     "Train every run that is not done yet"
-    failed = {}
+    failed,part = {},lambda c: c.seed if folds else 0
     with ExitStack() as stack:
         if jobs>1:
             threads = max(1, os.cpu_count()//jobs)
             pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context('spawn'), _worker, (ds,root,device,threads)))
-            todo = [pool.submit(_try_run, c).result for c in cfgs]
-        else: todo = [partial(train_run, c, ds, root, device) for c in cfgs]
+            todo = [pool.submit(_try_run, c, part(c)).result for c in cfgs]
+        else: todo = [partial(train_run, c, fold(ds, part(c)), root, device) for c in cfgs]
         for cfg,run in zip(cfgs, progress(todo, 'runs')):
             try: run()
             except (OSError,BrokenProcessPool): raise
-            except Exception as e: failed[run_name(cfg, ds)] = e
+            except Exception as e: failed[run_name(cfg, fold(ds, part(cfg)))] = e
     return failed
 
 # %% ../nbs/06_runs.ipynb #2684d683

@@ -41,12 +41,12 @@ def collect_stems(
     out=None,  # folder for `kernels.csv` and `correlations.csv`, which grow
 )->dict: # `kernels`, `correlations` as DataFrames, each with the column `run`
     "Tables of the stems that complete by covariance; kernels of seed 0 only"
-    stats,kernels,corr = train_stats(ds),[],[]
+    kernels,corr = [],[]
     for f in sorted(p.parent for p in Path(root).glob('*/DONE')):
         cfg = json.loads((f/'config.json').read_text())['config']
         if not (cfg['dynamic'] and cfg['generator']=='covariance'): continue
         stem = load_run(f).stem
-        corr.append(correlation_table(stem, stats).assign(run=f.name))
+        corr.append(correlation_table(stem, train_stats(run_set(f, ds))).assign(run=f.name))
         if cfg['seed']==0: kernels.append(kernel_table(stem).assign(run=f.name))
     if not corr: raise ValueError(f'no finished run with the covariance generator in {root}')
     tables = dict(correlations=pd.concat(corr, ignore_index=True), kernels=pd.concat(kernels, ignore_index=True) if kernels else pd.DataFrame(columns=['run']))

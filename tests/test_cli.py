@@ -40,6 +40,22 @@ def test_main_road(tmp_path, monkeypatch):
     assert main(['results','chroma'])==0
     assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
 
+def test_folds(tmp_path, monkeypatch, capsys):
+    "Each seed on its own fold, and what is recorded is known again"
+    monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
+    monkeypatch.chdir(tmp_path)
+    from mils.recorded import Recorded
+    from mils.runs import protocols
+    for k,v in dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))]).items(): monkeypatch.setitem(protocols['chroma'], k, v)
+    assert main(['sweep','chroma'])==0 and main(['results','chroma'])==0
+    rec = Recorded('chroma')
+    assert rec.runs.data_key.nunique()==2 and rec.runs.groupby('seed').data_key.nunique().eq(1).all()
+    plain,wide = (rec.find(options=o) for o in ('{}','{"width": 2}'))
+    r = rec.compare(plain, wide)
+    assert r['seeds']==2 and rec.share(plain)>0 and rec.hits(wide).shape==(2,1) and r['lower']<r['ratio']
+    capsys.readouterr()
+    assert main(['sweep','chroma','--skip-recorded'])==0 and '0 of 0 runs' in capsys.readouterr().out
+
 def test_light_imports():
     "Help, lists and the package itself need no PyTorch"
     code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.data,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
