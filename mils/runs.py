@@ -196,11 +196,12 @@ task_a = [*({**_plain, **_five, 'channels':set_name(s)} for s in channel_sets())
 task_a_15 = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _one, {**_one, 'epochs':7*15, 'seeds':range(3)}, {**_one, 'generator':'rescale'}, {**_one, 'held_out':('RB','G')}]
 
 _strict,_wide,_deep = dict(model='strict4'),dict(model='wide_resnet', options=dict(width=2)),dict(model='resnet34', options=dict(stem='half'))
-task_b = [_strict, {**_strict, 'options':dict(fine=2)}, _wide, _deep,
+_fine = {**_strict, 'options':dict(fine=2)}
+task_b = [_strict, _fine, _wide, _deep,
     *({**_deep, 'options':dict(stem=s)} for s in ('cifar','imagenet')),               # the same with more and with less to compute
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)}]
-task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_strict, _wide, _deep)]
+task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep)]
 
 def _changed(base, options):
     "`base`, and one option of the model or one part of the recipe changed at a time"
@@ -210,8 +211,8 @@ def _changed(base, options):
 _settings = [dict(opt='sgd'), dict(opt='sgd', lr=.1), dict(opt='sgd', lr=.1, wd=5e-4), dict(opt='muon'), *(dict(smoothing=v) for v in (0.,.2)), *(dict(bs=v) for v in (24,64,256))]      # SGD needs larger steps than AdamW, and less decay
 task_b_ablation = [
     *_changed(dict(model='wide_resnet_blocks', options=dict(width=1)), dict(width=[2,4,8], dropout=[0.,.5], init=['fan_out','normal'], blocks=[3,5])),
-    *_changed(_strict, dict(width=[.5,2.], dropout=[.3,.5], init=['fan_out','normal'], parts=['conv+point','double']))]
-task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_strict, _wide, _deep)), {**_deep, 'recipe':'seed-baseline'}]
+    *_changed({**_strict, 'options':dict(width=.5)}, dict(width=[1.,2.], fine=[2], dropout=[.3,.5], init=['fan_out','normal'], parts=['conv+point','double']))]
+task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep)), {**_deep, 'recipe':'seed-baseline'}]
 
 _photos = dict(data='tin100', size=32, classes='0-49')
 _task_b = dict(_photos, precision='bfloat16', epochs=10)
