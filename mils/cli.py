@@ -122,7 +122,7 @@ def sweep(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
-    from mils.runs import protocols,grid,read_results,run_name,sweep_runs
+    from mils.runs import protocols,grid,read_results,results_dir,run_name,sweep_runs
     from mils.sets import fold
     p = lookup(protocols, protocol, 'protocol')
     ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
@@ -132,7 +132,7 @@ def sweep(
     sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
     arms = [{'channels':ds.channels, **a, **forced, **c} for a in arms for c in sets]
     cfgs = [c for s in changes for c in grid(arms, p['seeds'], epochs=p['epochs'], recipe=recipe, precision=precision or p['precision'], overrides=s)]
-    if skip_recorded:
+    if skip_recorded and (results_dir()/protocol/'runs.csv').exists():
         known = read_results(protocol)['runs'].run.tolist()
         cfgs = [c for c in cfgs if run_name(c, fold(ds, c.seed) if folds else ds) not in known]
     failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs, folds=folds)
