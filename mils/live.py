@@ -45,6 +45,14 @@ def write_onnx(
         warnings.simplefilter('ignore'); logging.disable(logging.WARNING)
         try: torch.onnx.export(model.eval(), args, dynamic_shapes=shapes, dynamo=True, input_names=names, output_names=['logits'], verbose=False).save(path)
         finally: logging.disable(level)
+    _without_traces(path)
+
+def _without_traces(path):
+    "Take out the exporter's stack traces: they name folders of this machine, and a reader's browser loads them in vain"
+    import onnx
+    m = onnx.load(path)
+    for o in (*m.graph.node, *m.graph.value_info, *m.graph.input, *m.graph.output, *m.graph.initializer): o.ClearField('metadata_props'); o.ClearField('doc_string')
+    onnx.save(m, path)
 
 # %% ../nbs/09a_live.ipynb #d7939d0e
 def _png(a):
