@@ -122,8 +122,7 @@ def sweep(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
-    from mils.runs import protocols,grid,read_results,results_dir,run_name,sweep_runs
-    from mils.sets import fold
+    from mils.runs import protocols,grid,read_results,results_dir,run_name,seed_set,sweep_runs
     p = lookup(protocols, protocol, 'protocol')
     ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
     arms,folds = parse_networks(networks) if networks else p['arms'],p.get('folds', False)
@@ -134,7 +133,7 @@ def sweep(
     cfgs = [c for s in changes for c in grid(arms, p['seeds'], epochs=p['epochs'], recipe=recipe, precision=precision or p['precision'], overrides=s)]
     if skip_recorded and (results_dir()/protocol/'runs.csv').exists():
         known = read_results(protocol)['runs'].run.tolist()
-        cfgs = [c for c in cfgs if run_name(c, fold(ds, c.seed) if folds else ds) not in known]
+        cfgs = [c for c in cfgs if run_name(c, seed_set(ds, c.seed, folds)) not in known]
     failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs, folds=folds)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {Path(runs)/protocol}')
     for run,e in failed.items(): print(f'failed: {run}: {e}', file=sys.stderr)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['task_a', 'task_a_15', 'task_a_folds', 'task_b', 'task_b_length', 'task_b_ablation', 'task_b_recipe', 'protocols',
            'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run', 'run_set',
-           'grid', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
+           'grid', 'seed_set', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results', 'grow']
 
 # %% ../nbs/06_runs.ipynb #d2586ee0
 import inspect,json,os,platform,subprocess,sys,time
@@ -250,15 +250,23 @@ def grid(
     return [Config(**{**common, **{k:v for k,v in a.items() if k!='seeds'}, 'seed':s}) for s in every for a in arms if s in a.get('seeds', seeds)]
 
 # %% ../nbs/06_runs.ipynb #4111436c
-def _worker(ds, root, device, threads):
+def seed_set(
+    ds:ImageSet,
+    seed:int,
+    folds:bool,  # whether each seed has the fold of its number, see `fold`
+)->ImageSet:
+    "The data on which a sweep trains and tests a seed"
+    return fold(ds, seed) if folds else ds
+
+def _worker(ds, folds, root, device, threads):
     "Prepare a process for `_try_run`; it ends with the one that started it"
-    _worker.job = ds,root,device
+    _worker.job = ds,folds,root,device
     torch.set_num_threads(threads)
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-def _try_run(cfg, k):
-    ds,*where = _worker.job
-    return train_run(cfg, fold(ds, k), *where)
+def _try_run(cfg):
+    ds,folds,*where = _worker.job
+    return train_run(cfg, seed_set(ds, cfg.seed, folds), *where)
 
 def sweep_runs(
     cfgs,  # `Config`s
@@ -266,20 +274,20 @@ def sweep_runs(
     root='runs',
     device=None,
     jobs:int=1,  # runs at a time
-    folds:bool=False,  # each seed is trained and tested on the fold of its number, see `fold`
+    folds:bool=False,  # see `seed_set`
 )->dict: # run name -> the error of each run that failed
     "Train every run that is not done yet"
-    failed,part = {},lambda c: c.seed if folds else 0
+    failed = {}
     with ExitStack() as stack:
         if jobs>1:
             threads = max(1, os.cpu_count()//jobs)
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context('spawn'), _worker, (ds,root,device,threads)))
-            todo = [pool.submit(_try_run, c, part(c)).result for c in cfgs]
-        else: todo = [partial(train_run, c, fold(ds, part(c)), root, device) for c in cfgs]
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context('spawn'), _worker, (ds,folds,root,device,threads)))
+            todo = [pool.submit(_try_run, c).result for c in cfgs]
+        else: todo = [partial(train_run, c, seed_set(ds, c.seed, folds), root, device) for c in cfgs]
         for cfg,run in zip(cfgs, progress(todo, 'runs')):
             try: run()
             except (OSError,BrokenProcessPool): raise
-            except Exception as e: failed[run_name(cfg, fold(ds, part(cfg)))] = e
+            except Exception as e: failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = e
     return failed
 
 # %% ../nbs/06_runs.ipynb #2684d683
