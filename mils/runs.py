@@ -232,7 +232,7 @@ protocols = {
         dict(model='wide_resnet', options=dict(width=2))]),
     'task-a': dict(_photos, precision='float32', epochs=5, seeds=range(3), overrides=dict(lr=1e-2), arms=task_a),
     'task-a-15': dict(_photos, precision='bfloat16', epochs=15, seeds=range(5), overrides=dict(lr=1e-2), arms=task_a_15),
-    'task-a-folds': dict(_photos, precision='bfloat16', epochs=17, seeds=range(10), folds=True, overrides=dict(lr=1e-2), arms=task_a_folds),
+    'task-a-folds': dict(_photos, precision='float32', epochs=17, seeds=range(10), folds=True, overrides=dict(lr=1e-2), arms=task_a_folds),
     'task-a-8': dict(_photos, precision='float32', epochs=5, seeds=range(3), overrides=dict(lr=1e-2), derived=True,
         arms=[_plain, _one, {**_one, 'generator':'rescale'}]),
     'task-b': dict(_task_b, seeds=range(3), arms=task_b),
