@@ -39,7 +39,7 @@ class DynamicConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         self.channels,self.given = channels,{}
         self.generator = lookup(generators, generator, 'generator')(in_channels, corr).to(self.weight.device)
-        self.attention = ChannelAttention(in_channels, self.generator.gate_all).to(self.weight.device) if attention else None
+        self.attention = ChannelAttention(in_channels, self.generator.gate_all).to(self.weight) if attention else None
         self.weight = nn.Parameter(self.generator.spread(self.weight.detach()))
 
     def extra_repr(self): return f"{super().extra_repr()}, channels={set_name(self.channels)}"
@@ -67,7 +67,7 @@ class DynamicConv2d(nn.Conv2d):
 
     def forward(self,
         x:torch.Tensor,  # `(batch, c, height, width)`: just the channels of `channels`, or all of them where `mask` says which count
-        channels=None,  # the set that `x` holds, the same for all samples; default: all
+        channels=None,  # the set that `x` holds, in the order of the layer's channels, the same for all samples; default: all
         mask:torch.Tensor=None,  # `(batch, channels)` bool, each sample its own set; what `x` holds elsewhere is never read
     )->torch.Tensor: # `(batch, out_channels, height', width')`
         "Convolve what is there; `ValueError` for an impossible set, a wrong channel count or a sample without a channel"
@@ -165,7 +165,7 @@ class SetAttention(nn.Module):
 
 # %% ../nbs/02a_channels.ipynb #913a8f8e
 class ChannelAdaptive(nn.Module):
-    "A network whose stem serves every channel set: `net(x)`, `net(x, mask)`, `net(x, channels='GB')`"
+    "A network whose stem serves every channel set: `net(x)`, `net(x, mask)`, `net(x, channels='GB')`; for one thread at a time, and not for a checkpointed stem"
     def __init__(self,
         net:nn.Module,  # the network, with a `DynamicConv2d` somewhere in it
         stem:str,  # the path of that module in `net`
@@ -181,7 +181,7 @@ class ChannelAdaptive(nn.Module):
     def forward(self,
         x:torch.Tensor,  # `(batch, c, height, width)`
         mask:torch.Tensor=None,  # `(batch, channels)` bool, see `DynamicConv2d.forward`
-        channels=None,  # the set that `x` holds
+        channels=None,  # the set that `x` holds, in the order of `self.channels`
     ):
         "What the network makes of the channels that are there"
         self.stem.given = dict(channels=channels, mask=mask)
@@ -213,6 +213,7 @@ def find_stem(
     "The first convolution, which has to take `n` channels; `ValueError` otherwise"
     path,conv = next(((k,m) for k,m in net.named_modules() if isinstance(m, nn.Conv2d)), (None,None))
     if conv is None: raise ValueError(f'{type(net).__name__} has no convolution')
+    if not path: raise ValueError('a convolution alone is no network; use DynamicConv2d.from_conv')
     if conv.in_channels!=n: raise ValueError(f'the first convolution of {type(net).__name__}, {path}, takes {conv.in_channels} channels, not {n}')
     return path
 

@@ -61,7 +61,7 @@ def _moments(parts):
     n,s,ss = (sum(o[i] for o in parts) for i in range(3))
     mean = s/n/255
     cov = ss/n/255**2-np.outer(mean,mean)
-    return ChannelStats(mean, np.sqrt(np.diag(cov)), cov)
+    return ChannelStats(mean, np.sqrt(np.diag(cov).clip(0)), cov)
 
 def channel_stats(
     images:np.ndarray,  # `(n, height, width, channels)` uint8

@@ -6,6 +6,7 @@
 __all__ = ['DERIVED', 'derived_channels', 'derive']
 
 # %% ../nbs/01d_derived.ipynb #f9cb8cd0
+import inspect
 from dataclasses import replace
 import numpy as np
 from .core import *
@@ -33,4 +34,4 @@ def derive(
     images = np.empty((*ds.images.shape[:3],8), np.uint8)
     images[...,:3] = ds.images
     for i in range(0, len(images), chunk): images[i:i+chunk,...,3:] = derived_channels(ds.images[i:i+chunk])
-    return replace(ds, images=images, channels='RGB'+''.join(DERIVED), key=digest([ds.key,'derived']), source=f'{ds.source}, derived channels')
+    return replace(ds, images=images, channels='RGB'+''.join(DERIVED), key=digest([ds.key,code_digest([inspect.getsource(derived_channels)])]), source=f'{ds.source}, derived channels')

@@ -13,7 +13,7 @@ from .core import *
 
 # %% ../nbs/02_generators.ipynb #db3fff0f
 def completion(
-    cov:torch.Tensor,  # `(channels, channels)` covariance of the input, positive definite
+    cov:torch.Tensor,  # `(channels, channels)` covariance of the input, variances about one
     mask:torch.Tensor,  # `(batch, channels)` bool, true where a channel is present
 )->torch.Tensor: # `(batch, channels, channels)`; columns of absent channels are zero
     "Matrices that keep the present channels and fill in the absent ones by linear regression on the present (sweep operator, Goodnight, 1979)"
@@ -21,7 +21,7 @@ def completion(
     A = cov.expand(mask.shape[0], -1, -1)
     for k,e in enumerate(eye):
         col,row = A[:,:,k]-e,A[:,k,:]-e                     # with the -e, column k becomes that of the regression on k
-        A = A-m[:,k,None,None]*col[:,:,None]*row[:,None,:]/A[:,k,k,None,None]
+        A = A-m[:,k,None,None]*col[:,:,None]*row[:,None,:]/A[:,k,k,None,None].clamp(min=1e-6)
     return eye*m[:,None,:]+A*((1-m)[:,:,None]*m[:,None,:])
 
 # %% ../nbs/02_generators.ipynb #73a44ab8
@@ -61,6 +61,9 @@ class Bank(Generator):
         if scale=='learned': self.gain = nn.Parameter(gain)
         else: self.register_buffer('gain', gain)
         self.exact = scale!='learned'
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self.exact = not isinstance(self.gain, nn.Parameter) and self.gain[-1].item()==1      # not after `extend`
     def forward(self, mask): return torch.diag_embed(mask*self.gain[mask.sum(1)-1][:,None])
     def extend(self, weight, like):
         one = self.gain[-1:].detach()*(self.n/(self.n+1) if self.gain[0]>1 else 1)
@@ -208,7 +211,8 @@ class ChannelAttention(nn.Module):
         hidden:int=8,
     ):
         super().__init__()
-        self.every,self.first = every,n
+        self.every = every
+        self.register_buffer('first', torch.ones(n, dtype=torch.bool))
         self.net = nn.Sequential(nn.Linear(2*n, hidden), nn.ReLU(), nn.Linear(hidden, n))
         for p in self.net[2].parameters(): nn.init.zeros_(p)
     def forward(self,
@@ -216,7 +220,7 @@ class ChannelAttention(nn.Module):
         mask:torch.Tensor,  # `(batch, n)` bool
     )->torch.Tensor: # `(batch, n)`
         gate = 2*self.net(torch.cat([x.mean((2,3)), mask.to(x.dtype)], 1)).sigmoid()
-        return gate if self.every else torch.where(mask[:,:self.first].all(1, keepdim=True), gate, 1)
+        return gate if self.every else torch.where((mask|~self.first).all(1, keepdim=True), gate, 1)
     def extend(self, like:int):
         "One more channel, at first without a say"
         a,b = self.net[0],self.net[2]
@@ -227,3 +231,4 @@ class ChannelAttention(nn.Module):
             a2.weight[:,:n],a2.weight[:,n+1:-1] = a.weight[:,:n],a.weight[:,n:]
             a2.bias.copy_(a.bias); b2.weight[:-1] = b.weight; b2.bias[:-1] = b.bias
         self.net = nn.Sequential(a2, nn.ReLU(), b2)
+        self.first = torch.cat([self.first, self.first.new_zeros(1)])

@@ -300,13 +300,17 @@ class Config:
     def __post_init__(self):
         check_options(self.model, self.options)
         known = lookup(recipes, self.recipe, 'recipe')
-        for o in self.overrides: lookup(known, o, 'recipe setting')
+        for k,v in self.overrides.items():
+            if isinstance(lookup(known, k, 'recipe setting'), (int,float)) and not isinstance(v, (int,float)): raise ValueError(f'{k}={v!r}; expected a number such as {known[k]}')
+        lookup(opts, self.settings['opt'], 'optimiser')
+        lookup(schedules, self.settings['schedule'], 'schedule')
         lookup(samplings, self.sampling, 'sampling')
         lookup(generators, self.generator, 'generator')
         object.__setattr__(self, 'precision', self.precision or ('bfloat16' if has_bf16(default_device()) else 'float32'))
         lookup(precisions, self.precision, 'precision')
         object.__setattr__(self, 'held_out', tuple(channel_set(o, self.channels) for o in self.held_out))
         if self.distill and self.views<2: raise ValueError(f'distill={self.distill} needs views of 2 or more: one to teach, one to learn')
+        if self.distill and tuple(self.channels) in self.held_out: raise ValueError('distill lets the full set teach, and it is held out')
         if len(self.held_out)==2**len(self.channels)-1: raise ValueError('every channel set is held out')
         if self.sampling=='none' and (self.views>1 or self.held_out): raise ValueError("views and held_out need a sampling, such as sampling='sample'")
         if self.sampling!='none' and not self.dynamic: raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
@@ -319,7 +323,7 @@ class Config:
 class Record(Callback):
     "Keep a row an epoch in `rows`, and seed everything random from (seed, epoch)"
     order = 60
-    def __init__(self, seed:int=0, rows=None, write=None): self.seed,self.rows,self.write = seed,list(rows or []),write
+    def __init__(self, seed:int=0, rows=None, write=None, views:int=1): self.seed,self.rows,self.write,self.views = seed,list(rows or []),write,views
     def before_epoch(self): self.n_train = 0                 # stays 0 in an epoch that is skipped, because it was done before
     def before_train(self):
         torch.manual_seed(self.seed*100_003+self.epoch+70_000)
@@ -340,7 +344,7 @@ class Record(Callback):
         if not self.n_train: return
         top1,top5 = (self.hits/self.n_val).tolist()
         self.rows.append(dict(epoch=self.epoch+1, train_loss=self.train_loss, val_loss=(self.val_sum/self.n_val).item(), val_top1=top1, val_top5=top5,
-            lr=self.opt.hypers[0]['lr'], seconds=self.seconds, images_per_s=self.n_train/self.seconds, input_share=self.dls.train.seconds/self.seconds))
+            lr=self.opt.hypers[0]['lr'], seconds=self.seconds, images_per_s=self.n_train/self.views/self.seconds, input_share=self.dls.train.seconds/self.seconds))
         if self.write: self.write(self.learn, self.rows)
 
 class Bar(Callback):
@@ -380,6 +384,9 @@ def get_learner(
 )->Learner:
     "A fastai `Learner` that trains `cfg` on `ds`"
     device,s,stats = torch.device(device or default_device()),cfg.settings,train_stats(ds)
+    known = channel_set(cfg.channels, ds.channels)
+    if tuple(cfg.channels)!=known: raise ValueError(f'channels={set_name(cfg.channels)!r}; expected {set_name(known)!r}, the order of the data')
+    if flat := [c for c,v in zip(ds.channels, stats.std) if c in known and not v>0]: raise ValueError(f'channel {flat[0]} is the same everywhere in the training images')
     keep_memory()
     torch.manual_seed(cfg.seed)
     net = create_model(cfg.model, ds.n_classes, cfg.channels, cfg.dynamic, stats_of(stats, cfg.channels, ds.channels),
@@ -388,7 +395,7 @@ def get_learner(
     batches = lambda split,**kw: Batches(ds, split, stats, cfg.channels, device=device, **kw)
     dls = DataLoaders(batches('train', bs=s['bs'], shift=s['shift'], flip=s['flip'], train=True, seed=cfg.seed), batches('val', bs=2*s['bs']))
     opt = lambda groups,lr: OptimWrapper(opt=opts[s['opt']]([dict(params=groups[0]), dict(params=groups[1], weight_decay=0.)], lr, s['wd']))
-    cbs = [TrainEvalCallback(), Record(cfg.seed, rows, write), Bar(f'{cfg.model} s{cfg.seed}'), ParamScheduler({'lr': lookup(schedules, s['schedule'], 'schedule')(s['lr'])})]
+    cbs = [TrainEvalCallback(), Record(cfg.seed, rows, write, cfg.views), Bar(f'{cfg.model} s{cfg.seed}'), ParamScheduler({'lr': schedules[s['schedule']](s['lr'])})]
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if draw := samplings[cfg.sampling]:
         held_out = [[c in o for c in cfg.channels] for o in cfg.held_out]
@@ -465,17 +472,20 @@ def predict(
     ds:ImageSet,
     split:str='test',
     channels=None,  # a channel set of a `ChannelAdaptive` net; default: all that the network takes
-    trained:str='RGB',  # the channels that the network was made for
+    trained:str='RGB',  # the channels that a network that is not `ChannelAdaptive` was made for, in its order
     stats:ChannelStats=None,  # for normalisation; default: those of the training split
     bs:int=512,
 )->pd.DataFrame: # a row an image: `image`, `label`, `pred`, `rank` of the right class (0 is best), its probability `p`
     "Predictions for each image of a split"
-    device,want = next(net.parameters()).device,channels or trained
+    device,adaptive = next(net.parameters()).device,isinstance(net, ChannelAdaptive)
+    every = net.channels if adaptive else trained
+    want = channel_set(channels or every, every)
+    have = channel_set(want, ds.channels)
     batches,out = Batches(ds, split, stats or train_stats(ds), want, bs=bs, device=device),[]
-    kw = dict(channels=want) if isinstance(net, ChannelAdaptive) else {}
+    kw = dict(channels=want) if adaptive else {}
     net.eval()
     for x,y in batches:
-        p = net(x, **kw).softmax(1)
+        p = net(x if want==have else x[:,[have.index(c) for c in want]], **kw).softmax(1)
         order = p.argsort(dim=1, descending=True, stable=True)
         out.append(torch.stack([y, order[:,0], (order==y[:,None]).int().argmax(1), p.gather(1, y[:,None])[:,0]], 1).cpu())
     y,pred,rank,p = torch.cat(out).T

@@ -107,11 +107,13 @@ def list_models()->list:
 
 def check_options(
     name:str,  # of a model
-    options,  # names of options
+    options:dict,  # what is to be given to it
 ):
-    "`ValueError` with the nearest valid name for an unknown model or option"
-    known = list(inspect.signature(lookup(_models, name, 'model')).parameters)[2:]
-    for o in options: lookup(dict.fromkeys(known), o, f'{name} option')
+    "`ValueError` with the nearest valid name for an unknown model or option, and for a text where a number belongs"
+    known = dict(list(inspect.signature(lookup(_models, name, 'model')).parameters.items())[2:])
+    for k,v in options.items():
+        usual = lookup(known, k, f'{name} option').default
+        if isinstance(usual, (int,float)) and not isinstance(v, (int,float)): raise ValueError(f'{name} {k}={v!r}; expected a number such as {usual}')
 
 def create_model(
     name:str,  # one of `list_models()`

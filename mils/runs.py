@@ -22,6 +22,7 @@ import pandas as pd,torch
 from filelock import FileLock
 from .core import *
 from .data import *
+from .data import _sums,_moments
 from .sets import *
 from .generators import *
 from .channels import *
@@ -47,7 +48,7 @@ def code_version(
 )->str: # 12 hexadecimal digits
     "Identity of the code that decides a run's result: generators, channels, models, learner, the channel statistics, and where the model is defined"
     modules = (mils.generators, mils.channels, mils.models, mils.learner)
-    return code_digest([*map(inspect.getsource, modules), inspect.getsource(channel_stats), *map(inspect.getsource, _homes(model))])
+    return code_digest([inspect.getsource(o) for o in (*modules, channel_stats, _sums, _moments, *_homes(model))])
 
 def identity(
     cfg:Config,

@@ -52,12 +52,14 @@ def _merged(part):
 
 @torch.no_grad()
 def _fuse_branches(m):
-    "A plain convolution in place of `Branches`"
+    "A plain convolution in place of `Branches`, behind the attention over channels of a folded stem where it has one"
+    stem = m.parts[0][0]
+    if isinstance(stem, nn.Sequential): gate,m.parts[0][0] = stem
     w,b = zip(*(_merged(p) for p in m.parts))
     w = [F.pad(o, [(m.ks-o.shape[-1])//2]*4) for o in w]
     conv = nn.Conv2d(w[0].shape[1], w[0].shape[0], m.ks, m.stride, m.ks//2).to(m.parts[0][0].weight)
     conv.weight.copy_(sum(w)); conv.bias.copy_(sum(b))
-    return conv
+    return nn.Sequential(gate, conv) if isinstance(stem, nn.Sequential) else conv
 
 class Plain(nn.Sequential):
     "Layers in a row, some of them `Branches`"
