@@ -212,8 +212,10 @@ def _measure(o, runs, results):
     if o.measure=='delta': r,keys,unit = paired(*each(want)[::-1]),('diff','low','high'),'pp'
     elif o.measure=='retention': r,keys,unit = paired(np.mean(each(['RGB']), 0), np.mean(each(want), 0)),('ratio','ratio_low','ratio_high'),'%'
     else: r,keys,unit = crossed(np.mean(each(want), 0)),('mean','low','high'),'%'
-    first,n = results['runs'].set_index('run').loc[runs[0][0]],len(runs[0])
-    return dict(zip(('value','low','high'), (r[k] for k in keys)), unit=unit, about=f'{first.classes} classes at {first["size"]} px, {first.epochs} epochs, {n} seed{"s" if n>1 else ""}, {first.n_test:,} pictures')
+    table,n = results['runs'].set_index('run'),len(runs[0])
+    first,names = table.loc[runs[0][0]],[table.network[r[0]] for r in runs]
+    who = ' less '.join(names) if o.measure=='delta' else names[0] if len(names)==1 else f'{len(names)} networks'
+    return dict(zip(('value','low','high'), (r[k] for k in keys)), unit=unit, about=f'{who}, {first.classes} classes at {first["size"]} px, {first.epochs} epochs, {n} seed{"s" if n>1 else ""}, {first.n_test:,} pictures')
 
 def ours(m)->str: # `"35.8 % (33.9 to 37.6)"`
     "A row of `measured` in words"

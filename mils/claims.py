@@ -221,6 +221,7 @@ def sizes(
 )->dict: # index of the row -> number of pictures
     "Sizes of test sets that a table states: `n`, `images`, `val_samples`, `test_images` and the like"
     s = claims[claims.quantity.str.fullmatch(r'n|n_val|n_test|images|(val|test)_(samples|images)')&claims.value.str.fullmatch(r'[\d,]+')]
+    s = s[~s['row'].str.contains('train')]
     return {i:int(v.replace(',','')) for i,v in s.value.items() if int(v.replace(',',''))}
 
 # %% ../nbs/08a_claims.ipynb #be1d63c2
@@ -297,10 +298,11 @@ def plus_minus(
         acc = of.value.get(o.claim.rpartition('_')[0])
         if not ns or acc is None: continue
         scale = 100 if o.unit in ('pp','%') else 1
-        luck = ', '.join(f'{scale*math.sqrt(max(p*(1-p),0)/n):.2g} on {n:,}' for n in ns for p in [float(parse_number(acc)[1])/scale])
+        p = float(parse_number(acc)[1])/scale
+        luck = {n:scale*math.sqrt(max(p*(1-p),0)/n) for n in ns}
         can = {n:spread_readings(o.value, n, runs, scale) for n in ns} if runs>1 else dict.fromkeys(ns, list(spreads))
         which = '; '.join(f'{n:,} pictures: {", ".join(c) if len(c)<len(spreads) else "any reading"}' for n,c in can.items() if c)
-        over = f'chance over pictures is ± {luck} pictures, so this is at most a spread over trainings'
+        over = f'chance over pictures is ± {", ".join(f"{v:.2g} on {n:,}" for n,v in luck.items())} pictures'+', so this is at most a spread over trainings'*(float(parse_number(o.value)[1])<min(luck.values()))
         if which: yield i,'consistent',f'{over} ({which})'
         else: yield i,'inconsistent',f'{runs} whole numbers of {" or ".join(f"{n:,}" for n in ns)} pictures have no such standard deviation, standard error or range'
 

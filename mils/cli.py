@@ -7,7 +7,7 @@ __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train',
            'audit', 'live', 'report', 'main']
 
 # %% ../nbs/10_cli.ipynb #3bb444ab
-import ast,json,os,sys
+import ast,json,os,re,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
@@ -18,8 +18,8 @@ def parse_numbers(
     text:str,  # `"0,1,2"`, `"0-49"`, or both
 )->list: # ints
     "Whole numbers and ranges from text; `ValueError` for anything else"
-    ends = [[int(o) for o in part.split('-')] if part.replace('-','',1).isdigit() else None for part in str(text).split(',')]
-    if None in ends: raise ValueError(f'{text!r} is not a list of numbers; expected for example 0,1,2 or 0-49')
+    ends = [[int(o) for o in part.split('-')] if re.fullmatch(r'\d+(-\d+)?', part) else None for part in str(text).split(',')]
+    if any(not e or e[-1]<e[0] for e in ends): raise ValueError(f'{text!r} is not a list of numbers; expected for example 0,1,2 or 0-49')
     return [i for e in ends for i in range(e[0], e[-1]+1)]
 
 def _value(text):
@@ -113,8 +113,8 @@ def sweep(
     size:int=None,  # pixels of the side; default: as the protocol says
     classes:str=None,  # labels to keep, such as 0-49; default: as the protocol says
     channels:str=None,  # what the networks get to see; several multiply: RGB,GB,R; default: all, or as the protocol says
-    recipe:str='same',  # same, seed or seed-baseline
-    set:str='',  # changes to the recipe; several values multiply: lr=0.001,0.002; default: as the protocol says
+    recipe:str=None,  # same, seed or seed-baseline; default: as the protocol says
+    set:str='',  # changes to the recipe, on top of the protocol's; several values multiply: lr=0.001,0.002
     runs:str='runs',  # runs live in a folder of the protocol's name below
     precision:str=None,  # float32 or bfloat16; default: as the protocol says
     jobs:int=1,  # runs at a time, each with its share of the processor's cores
@@ -126,11 +126,10 @@ def sweep(
     p = lookup(protocols, protocol, 'protocol')
     ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
     arms,folds = parse_networks(networks) if networks else p['arms'],p.get('folds', False)
-    forced = {k:v for k,v in dict(epochs=epochs, seeds=parse_numbers(seeds) if seeds else None).items() if v}
-    changes = parse_settings(set) if set else [p.get('overrides', {})]
+    forced = {k:v for k,v in dict(epochs=epochs, seeds=parse_numbers(seeds) if seeds else None, recipe=recipe).items() if v is not None}
     sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
-    arms = [{'channels':ds.channels, **a, **forced, **c} for a in arms for c in sets]
-    cfgs = [c for s in changes for c in grid(arms, p['seeds'], epochs=p['epochs'], recipe=recipe, precision=precision or p['precision'], overrides=s)]
+    arms = [{'channels':ds.channels, **a, **forced, **c, 'overrides':{**a.get('overrides', p.get('overrides', {})), **s}} for s in parse_settings(set) for a in arms for c in sets]
+    cfgs = grid(arms, p['seeds'], epochs=p['epochs'], precision=precision or p['precision'])
     if skip_recorded and (results_dir()/protocol/'runs.csv').exists():
         known = read_results(protocol)['runs'].run.tolist()
         cfgs = [c for c in cfgs if run_name(c, seed_set(ds, c.seed, folds)) not in known]
@@ -157,15 +156,17 @@ def convert(
     data:str=None,  # where the data is; default: as the protocol says
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the tables; default: results/ and the protocol's name
+    methods:str=None,  # such as covariance,rebuilt; default: every way of converting
 ):
     "Test a sweep's RGB networks on every channel set without training, and keep the stems of its others"
     from mils.runs import protocols,results_dir
-    from mils.conversions import convert_runs
+    from mils.conversions import convert_runs,plain_runs
     from mils.stems import collect_stems
     p = lookup(protocols, protocol, 'protocol')
-    ds,out = _load(data or p['data'], p['size'], p.get('classes'), False),Path(out) if out else results_dir()/protocol
-    collect_stems(Path(runs)/protocol, ds, out)
-    preds = convert_runs(Path(runs)/protocol, ds, out)
+    ds,out = _load(data or p['data'], p['size'], p.get('classes'), False, p.get('derived')),Path(out) if out else results_dir()/protocol
+    out.mkdir(parents=True, exist_ok=True)
+    if collect_stems(Path(runs)/protocol, ds, out) and not plain_runs(Path(runs)/protocol): return
+    preds = convert_runs(Path(runs)/protocol, ds, out, methods=methods.split(',') if methods else None)
     acc = (preds['rank']<1).groupby([preds.method,preds.recalibrated,preds.channels], observed=True, sort=False).mean().unstack()
     print((100*acc).round(1).to_string())
 
@@ -180,7 +181,8 @@ def costs(
     p = lookup(protocols, protocol, 'protocol')
     networks = {json.dumps(n):n for a in p['arms'] for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
-    t = measure(networks.values(), len(parse_numbers(p['classes'])), p['size'], rounds=rounds).assign(**{k:environment()[k] for k in ('machine','cores','torch')})
+    n = len(parse_numbers(p['classes'])) if 'classes' in p else _load(p['data'], p['size'], None, False).n_classes
+    t = measure(networks.values(), n, p['size'], rounds=rounds).assign(**{k:environment()[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out/'costs.csv', t.to_csv(index=False, float_format='%.6g'))
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
@@ -198,7 +200,9 @@ def bench(
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import bench as run
-    net = parse_networks(network)[0]
+    net,*more = parse_networks(network)
+    if more or 'dynamic' in net: raise ValueError(f'{network!r}; expected one plain network, such as small_cnn or wide_resnet:width=2')
+    if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
     rows = run(data, net['model'], size, epochs, rounds, n_train, photo_size=photo_size, options=net['options'], classes=_classes(classes))
     if out: write_atomic(out, rows.to_csv(index=False))
 

@@ -149,12 +149,13 @@ def wins(
 def detectable(
     n:int,  # images
     seeds:int,  # trainings of each network
-    disagree:float,  # share of images on which two trained networks disagree in being right
+    disagree:float,  # share of images on which trainings of the two networks disagree in being right; 2p(1-p) for an accuracy p where each has images of its own
+    same:float=0.,  # share of images on which two trainings of one network disagree: this part averages out over seeds
     luck:float=0.,  # standard deviation of a training's accuracy beyond that of images
     power:float=0.8,
     level:float=0.05,
-    pairs:bool=True,  # the same images for both; otherwise `disagree` is 2p(1-p) for an accuracy p
 )->float: # in accuracy, 0.01 is a percentage point
-    "Smallest true difference that a two-sided test finds with this power; normal approximation, so a little hopeful for few seeds"
-    images = disagree/n if pairs else 2*disagree/n
+    "Smallest true difference that a two-sided test finds with this power; normal approximation, so hopeful for few seeds, from which a test has to learn how much seeds differ"
+    same = min(same, disagree)
+    images = (disagree-same+same/seeds)/n
     return float((norm.ppf(1-level/2)+norm.ppf(power))*(images+2*luck**2/seeds)**.5)

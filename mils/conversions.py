@@ -102,6 +102,7 @@ def seen(
     finally: hook.remove()
     return got[0]
 
+@torch.no_grad()
 def solve_layer(
     net:nn.Module,  # for one channel set; changed in place
     full:nn.Module,  # the network on all channels that it was made from
@@ -149,9 +150,12 @@ def convert_runs(
     ds:ImageSet,  # the data they were trained on
     out=None,  # folder for `conversions.csv` and `conversions.parquet`, which grow
     n:int=4096,  # pictures for re-estimated statistics and solved layers
+    methods=None,  # names from `conversions` and `solved`; default: all
 )->pd.DataFrame: # a row a test image: `run`, `seed`, `method`, `recalibrated`, `channels`, `image`, `rank`
     "Test predictions of every plain RGB network below `root` on every channel set, converted in every way, with and without new batch-norm statistics, and with layers solved anew"
-    ways,preds = [*itertools.product(conversions, (False,True)), *((k,True) for k in solved)],[]
+    for k in methods or (): lookup({**conversions, **solved}, k, 'conversion')
+    every,preds = [*itertools.product(conversions, (False,True)), *((k,True) for k in solved)],[]
+    ways = [w for w in every if not methods or w[0] in methods]
     for cfg,folder in plain_runs(root):
         net,own = load_run(folder),run_set(folder, ds)
         stats = train_stats(own)
@@ -168,7 +172,7 @@ def convert_runs(
     small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}
     preds = pd.concat(preds, ignore_index=True).astype(small)
     if out:
-        preds = grow(preds, Path(out)/'conversions.parquet').astype(small)
+        preds = grow(preds, Path(out)/'conversions.parquet', ('run','method','recalibrated')).astype(small)
         keys = ['run','seed','method','recalibrated','channels']
         top1 = (preds['rank']<1).groupby([preds[k] for k in keys], observed=True, sort=False).agg(n='size', top1='mean').reset_index()
         write_atomic(Path(out)/'conversions.csv', top1.to_csv(index=False, float_format='%.6g'))

@@ -10,7 +10,7 @@ __all__ = ['IMAGE_EXTS', 'MAX_EXPANSION', 'LISTS', 'SPLITS', 'FORMATS', 'Channel
            'absent', 'read_image', 'threads', 'Report', 'check']
 
 # %% ../nbs/01_data.ipynb #539a8052
-import difflib,gc,io,os,re,stat,unicodedata,xxhash,zipfile,zlib
+import difflib,gc,io,lzma,os,re,stat,unicodedata,xxhash,zipfile,zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -342,6 +342,8 @@ def pick_classes(
 )->list: # labels, in the order given
     "Which classes to keep"
     if classes is None: return list(range(len(cls.names)))
+    once = Counter(cls.names)
+    cls = cls._replace(known={**{str(i):i for i in range(len(cls.names))}, **{k:i for i,k in enumerate(cls.names) if once[k]==1}, **cls.known})
     keep = []
     for c in classes:
         try: keep.append(label_of(str(c), cls))
@@ -593,8 +595,9 @@ def read_image(
     try: return m.source.read(m.names[i])
     except FileNotFoundError: raise Unreadable('missing') from None
     except PermissionError: raise Unreadable('no permission to read it') from None
-    except (zipfile.BadZipFile,zlib.error,NotImplementedError,RuntimeError,EOFError) as e:
+    except (zipfile.BadZipFile,zlib.error,lzma.LZMAError,NotImplementedError,RuntimeError,EOFError) as e:
         raise Unreadable(f'damaged in its zip ({e})') from None
+    except OSError as e: raise Unreadable(f'cannot be read ({e})') from None
 
 def threads()->int:
     "How many threads decode; Pillow lets them run side by side"

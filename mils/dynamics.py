@@ -39,13 +39,14 @@ class Gradients(Callback):
 _activations = {F.relu, torch.relu, torch.relu_, F.silu, F.gelu, torch.Tensor.relu, torch.Tensor.relu_}
 
 class Listen(TorchFunctionMode):
-    "Smallest and largest output of each channel of each activation, over all calls and positions"
-    def __init__(self): super().__init__(); self.low,self.high,self.turn = [],[],0
+    "Smallest and largest output of each channel of each activation, over all calls and positions; channels are last after a linear layer, else second"
+    def __init__(self): super().__init__(); self.low,self.high,self.turn,self.axis = [],[],0,1
     def restart(self): self.turn = 0
     def __torch_function__(self, func, types, args=(), kwargs=None):
         y = func(*args, **(kwargs or {}))
+        if func in (F.linear,F.conv2d): self.axis = -1 if func is F.linear else 1
         if func in _activations:
-            flat = y.detach().transpose(0,1).flatten(1) if y.ndim==4 else y.detach().flatten(0,-2).T        # (channels, everything else)
+            flat = y.detach().movedim(self.axis if y.ndim==4 else -1, 0).flatten(1)        # (channels, everything else)
             lo,hi = flat.amin(1),flat.amax(1)
             if self.turn==len(self.low): self.low.append(lo); self.high.append(hi)
             else: self.low[self.turn],self.high[self.turn] = torch.minimum(self.low[self.turn], lo),torch.maximum(self.high[self.turn], hi)
@@ -62,4 +63,4 @@ def dead_units(
     net.eval()
     with Listen() as heard:
         for x,_ in batches: heard.restart(); net(x)
-    return pd.DataFrame([dict(units=len(h), dead=int((h-l<least).sum())) for l,h in zip(heard.low, heard.high)]).rename_axis('activation').reset_index()
+    return pd.DataFrame([dict(units=len(h), dead=int((h-l<least).sum())) for l,h in zip(heard.low, heard.high)], columns=['units','dead']).rename_axis('activation').reset_index()

@@ -16,7 +16,7 @@ from pathlib import Path
 import networkx as nx,pandas as pd,torch
 from torch import nn
 from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode,sdpa_flop_count
 from torch.fx.experimental.optimization import fuse as _fuse_norms
 from .core import *
 from .channels import *
@@ -170,13 +170,15 @@ def parameters(net:nn.Module)->int:
     "Number of weights that are trained"
     return sum(p.numel() for p in net.parameters())
 
+_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q,k,v,*args,out_shape=None,**kw: sdpa_flop_count(q, k, v)}      # torch knows the GPU's kernels only
+
 def multiply_adds(
     net:nn.Module,
     shape=(1,3,64,64),  # of the input
 )->int: # for the whole batch
     "Multiply-adds of convolutions and matrix products; FLOPs are twice as many"
     net = deployed(net)
-    with FlopCounterMode(display=False) as count, torch.no_grad(): net(torch.zeros(shape, device=next(net.parameters()).device))
+    with FlopCounterMode(display=False, custom_mapping=_attention) as count, torch.no_grad(): net(torch.zeros(shape, device=next(net.parameters()).device))
     return count.get_total_flops()//2
 
 # %% ../nbs/04_profile.ipynb #f75885aa
@@ -209,7 +211,7 @@ def fuse_norms(
     "The network as it is `deployed`, batch norms merged into the convolutions before them (as far as they can be traced)"
     net = deployed(net)
     try: return _fuse_norms(net)
-    except (torch.fx.proxy.TraceError,TypeError): return net
+    except (torch.fx.proxy.TraceError,TypeError,RuntimeError): return net
 
 # %% ../nbs/04_profile.ipynb #6b1d5aae
 def throughput(
@@ -241,7 +243,9 @@ def _peak(name, n_classes, size, batch, train, device, options):
     if not cuda: before = _status('VmRSS')
     net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
     if not train: net = fuse_norms(net)
-    if not cuda: gc.collect(); Path('/proc/self/clear_refs').write_text('5')      # the peak starts here: copies that merging needed do not count
+    gc.collect()                                          # the peak starts here: copies that merging needed do not count
+    if cuda: torch.cuda.reset_peak_memory_stats(device)
+    else: Path('/proc/self/clear_refs').write_text('5')
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(net.parameters(), fused=True) if train else None
     for _ in range(2):
@@ -262,13 +266,13 @@ def peak_memory(
     with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, name, n_classes, size, batch, train, str(device), options).result()
 
 # %% ../nbs/04_profile.ipynb #44ff38be
-def _nvml():
-    "Joules so far of the first GPU, as a function; none where there is no such counter"
+def _nvml(device):
+    "Joules so far of a GPU, as a function; none where there is no such counter"
     if not torch.cuda.is_available(): return None
     try:
         import pynvml
         pynvml.nvmlInit()
-        h = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        h = pynvml.nvmlDeviceGetHandleByUUID(f'GPU-{torch.cuda.get_device_properties(device).uuid}')       # its own numbers ignore CUDA_VISIBLE_DEVICES
         pynvml.nvmlDeviceGetTotalEnergyConsumption(h)
     except Exception: return None                                        # no library, no driver, or a GPU that does not count
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(h)/1e3
@@ -276,7 +280,7 @@ def _nvml():
 class Rapl:
     "Joules of all processor packages since it was made; counters that start anew at their end are followed"
     def __init__(self, root='/sys/class/powercap'):
-        self.zones = [z for z in sorted(Path(root).glob('*-rapl:*')) if z.name.count(':')==1]
+        self.zones = [z for z in sorted(Path(root).glob('*-rapl:*')) if z.name.count(':')==1 and (z/'name').read_text().startswith('package')]      # psys holds the packages again
         self.span = [int((z/'max_energy_range_uj').read_text()) for z in self.zones]
         self.last,self.total = self._read(),0
         if not self.zones: raise OSError(f'no energy counter in {root}')
@@ -291,10 +295,11 @@ def energy_counter(
     device='cpu',
 )->tuple: # a function that gives joules, or none; its source: "NVML", "RAPL" or "not measurable here"
     "What counts energy on this machine"
-    if torch.device(device).type=='cuda': return (f,'NVML') if (f := _nvml()) else (None,'not measurable here')
+    if torch.device(device).type=='cuda': return (f,'NVML') if (f := _nvml(device)) else (None,'not measurable here')
     try: return Rapl(),'RAPL'
     except OSError: return None,'not measurable here'
 
+@torch.inference_mode()
 def energy(
     f,  # function without arguments
     device='cpu',

@@ -18,6 +18,7 @@ class Recorded:
         *names,  # folders below `results_dir()`
     ):
         every = [read_results(n) for n in names]
+        for t in every: t['runs']['folds'] = t['runs'].data_key.nunique()>1
         self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in every[0]}
         self.runs = self.tables['runs'].sort_values('seed', kind='stable')
         if 'held_out' in self.runs: self.runs['held_out'] = self.runs.held_out.astype(object).fillna('')       # an empty field is read as nothing
@@ -42,6 +43,7 @@ class Recorded:
     ): # `(seeds, images)`; `(seeds, 1)`, the share that was right, where each seed is a fold with images of its own
         "Who was right"
         if missing := [r for r in runs if r not in self.by_run]: raise ValueError(f'no predictions of {missing[0]}')
+        if len(set(self.seeds(runs)))<len(runs): raise ValueError(f'several runs of one seed among {", ".join(runs)}; name more settings')
         if self.share(runs): return np.stack([right(self.by_run[r], [r], channels, top).mean(1) for r in runs])
         return right(pd.concat([self.by_run[r] for r in runs]), list(runs), channels, top)
 
@@ -50,28 +52,53 @@ class Recorded:
     )->float: # None where all were tested on the same images
         "Test images per training image, of runs that are folds of a cross-validation"
         t = self.runs[self.runs.run.isin(list(runs))]
-        return t.n_test.sum()/t.n_train.sum() if t.data_key.nunique()>1 else None
+        return t.n_test.sum()/t.n_train.sum() if t.folds.any() else None
+
+    def seeds(self,
+        runs,  # names of runs
+    )->list:
+        "Their seeds"
+        return self.runs.set_index('run').seed[list(runs)].tolist()
 
     def specialists(self,
         sets,  # names of channel sets
+        seeds=None,  # which; default: those that all of them have
         **settings,  # as for `find`
     ): # `(seeds, images)`
-        "Who was right among the plain networks, each asked on the set that it was trained on, averaged over the sets, for the seeds that all have"
-        runs = [self.find(dynamic=False, channels=s, **settings) for s in sets]
-        return np.mean([self.hits(r[:min(map(len, runs))], [s]) for r,s in zip(runs, sets)], 0)
+        "Who was right among the plain networks, each asked on the set that it was trained on, averaged over the sets; `ValueError` where one lacks a seed"
+        by_seed = [dict(zip(self.seeds(r), r)) for r in (self.find(dynamic=False, channels=s, **settings) for s in sets)]
+        seeds = sorted(set.intersection(*map(set, by_seed))) if seeds is None else list(seeds)
+        if not seeds or (missing := [s for s,r in zip(sets, by_seed) if not set(seeds)<=set(r)]): raise ValueError(f'no specialists of {", ".join(sets if not seeds else missing)} for the seeds asked for')
+        return np.mean([self.hits([r[k] for k in seeds], [s]) for r,s in zip(by_seed, sets)], 0)
+
+    def compare_specialists(self,
+        sets,  # names of channel sets
+        runs,  # names of runs that serve all of them, one a seed
+        **settings,  # of the specialists, as for `find`
+    )->dict: # as from `compare`
+        "How much better is one network than the specialists of its sets, over the seeds that all have?"
+        have = [set(self.seeds(self.find(dynamic=False, channels=s, **settings))) for s in sets]
+        runs = [r for r,k in zip(runs, self.seeds(runs)) if all(k in h for h in have)]
+        if not runs: raise ValueError('no seed in common: there are no pairs to compare')
+        return self._paired(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
 
     def pairs(self, a, b)->tuple: # the runs of `a` and those of `b` whose seeds both have
-        "Runs in pairs; `ValueError` where no seed is common"
-        seeds = self.runs.set_index('run').seed
-        both = sorted(set(seeds[list(a)])&set(seeds[list(b)]))
+        "Runs in pairs; `ValueError` where no seed is common, or where a pair was not trained on the same data"
+        a,b = (dict(zip(self.seeds(o), o)) for o in (a,b))
+        both = sorted(set(a)&set(b))
         if not both: raise ValueError('no seed in common: there are no pairs to compare')
-        return tuple([next(r for r in runs if seeds[r]==s) for s in both] for runs in (a,b))
+        key = self.runs.set_index('run').data_key
+        if other := [s for s in both if key[a[s]]!=key[b[s]]]: raise ValueError(f'{a[other[0]]} and {b[other[0]]} were trained on different data')
+        return tuple([o[s] for s in both] for o in (a,b))
+
+    def _paired(self, x, y, share):
+        one = paired(x, y, .9, share)                                    # two-sided 90 % is one-sided 95 %
+        return {**paired(x, y, share=share), 'lower':one['ratio_low'], 'least':one['low']}
 
     def compare(self,
         a, b,  # names of runs; b is compared with a
         channels=None, top:int=1,  # as for `hits`
-    )->dict: # as from `paired`, and `lower`, the one-sided lower bound of the ratio (95 %)
+    )->dict: # as from `paired`, and one-sided lower bounds (95 %): `lower` of the ratio, `least` of the difference
         "How much better is b than a, over the seeds that both have?"
         a,b = self.pairs(a, b)
-        x,y,s = self.hits(a, channels, top),self.hits(b, channels, top),self.share(a)
-        return {**paired(x, y, share=s), 'lower':paired(x, y, .9, s)['ratio_low']}
+        return self._paired(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))

@@ -19,7 +19,7 @@ from multiprocessing import get_context,parent_process
 from threading import Thread
 from pathlib import Path
 import pandas as pd,torch
-from filelock import FileLock
+from filelock import FileLock,Timeout
 from .core import *
 from .data import *
 from .data import _sums,_moments
@@ -134,12 +134,19 @@ def train_run(
     root='runs',  # where runs live, a folder each
     device=None,  # default: a GPU where there is one
     compile:bool=False,  # use `torch.compile`
+    wait:bool=True,  # for another process that is at this run
 )->Path: # the run's folder
-    "Train, or continue, or do nothing where it is done; afterwards the folder holds weights, predictions and `DONE`"
+    """Train, or continue, or do nothing where it is done; afterwards the folder holds weights, predictions and `DONE`
+
+    `ValueError` for data without validation images, `filelock.Timeout` where another process is at the run and `wait` is false.
+    """
+    if not len(ds.splits['val']): raise ValueError(f'{ds} has no validation images; take more images a class, or a larger share')
     folder = Path(root)/run_name(cfg, ds)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'.lock'):
+    with FileLock(folder/'.lock', timeout=-1 if wait else 0):
+        for left in folder.glob('.*.tmp'): left.unlink()                       # of a process that was killed while it wrote
         if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, compile)
+        (folder/'state.safetensors').unlink(missing_ok=True)
     return folder
 
 def _train(cfg, ds, folder, device, compile):
@@ -156,7 +163,6 @@ def _train(cfg, ds, folder, device, compile):
     preds = pd.concat([predict_sets(learn.model, ds, s, cfg.channels).assign(split=s) for s in ('val','test') if len(ds.splits[s])], ignore_index=True)
     write_atomic(folder/'predictions.parquet', lambda p: preds.to_parquet(p, compression='zstd'))
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, learn.model, dead_units(learn.model, learn.dls.valid)), indent=1))
-    (folder/'state.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/06_runs.ipynb #c3c94cb3
 def load_run(
@@ -176,8 +182,10 @@ def run_set(
     "The data of a run; `ValueError` where it was trained on something else"
     about = json.loads((Path(folder)/'config.json').read_text())
     k = about['data']['key']
-    found = ds if ds.key==k else fold(ds, about['config']['seed'])
-    if found.key!=k: raise ValueError(f'{folder} was trained on data {k}, not on {ds}')
+    if ds.key==k: return ds
+    try: found = fold(ds, about['config']['seed'])
+    except ValueError: found = None                                  # there is no such fold
+    if found is None or found.key!=k: raise ValueError(f'{folder} was trained on data {k}, not on {ds}')
     return found
 
 # %% ../nbs/06_runs.ipynb #d7d2bb70
@@ -205,7 +213,8 @@ _fine = {**_strict, 'options':dict(fine=2)}
 task_b = [_strict, _fine, _wide, _deep,
     *({**_deep, 'options':dict(stem=s)} for s in ('cifar','imagenet')),               # the same with more and with less to compute
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
-    *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)}]
+    *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)},
+    {**_wide, 'options':dict(width=2, dropout=0.)}]                                  # as the strict networks are
 task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep)]
 
 def _changed(base, options):
@@ -265,9 +274,9 @@ def _worker(ds, folds, root, device, threads):
     torch.set_num_threads(threads)
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-def _try_run(cfg):
+def _try_run(cfg, wait):
     ds,folds,*where = _worker.job
-    return train_run(cfg, seed_set(ds, cfg.seed, folds), *where)
+    return train_run(cfg, seed_set(ds, cfg.seed, folds), *where, wait=wait)
 
 def sweep_runs(
     cfgs,  # `Config`s
@@ -277,18 +286,22 @@ def sweep_runs(
     jobs:int=1,  # runs at a time
     folds:bool=False,  # see `seed_set`
 )->dict: # run name -> the error of each run that failed
-    "Train every run that is not done yet"
+    "Train every run that is not done yet; runs that another sweep is at come last"
     failed = {}
     with ExitStack() as stack:
         if jobs>1:
             threads = max(1, os.cpu_count()//jobs)
             pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context('spawn'), _worker, (ds,folds,root,device,threads)))
-            todo = [pool.submit(_try_run, c).result for c in cfgs]
-        else: todo = [partial(train_run, c, seed_set(ds, c.seed, folds), root, device) for c in cfgs]
-        for cfg,run in zip(cfgs, progress(todo, 'runs')):
-            try: run()
-            except (OSError,BrokenProcessPool): raise
-            except Exception as e: failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = e
+            stack.callback(pool.shutdown, cancel_futures=True)                                         # after an error, do not start what is left
+            start = lambda c,wait: pool.submit(_try_run, c, wait).result
+        else: start = lambda c,wait: partial(train_run, c, seed_set(ds, c.seed, folds), root, device, wait=wait)
+        for wait in (False,True):
+            todo,cfgs = [(c,start(c, wait)) for c in cfgs],[]
+            for cfg,run in progress(todo, 'runs') if todo else ():
+                try: run()
+                except Timeout: cfgs.append(cfg)
+                except (OSError,BrokenProcessPool): raise
+                except Exception as e: failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = e
     return failed
 
 # %% ../nbs/06_runs.ipynb #2684d683
@@ -316,8 +329,8 @@ def collect_runs(
     root='runs',  # where runs live
     out=None,  # folder for the tables, made where it is missing
 )->dict: # `runs`, `epochs`, `channels`, `gradients`, `predictions` as DataFrames
-    "Tables of all finished runs, and of those that `out` already records for the same code"
-    done = sorted(p.parent for p in Path(root).glob('*/DONE'))
+    "Tables of all finished runs (where some differ in nothing but code: of the one with today's, or the last), and of those that `out` already records for the same code"
+    done = _current(p.parent for p in Path(root).glob('*/DONE'))
     if not done: raise ValueError(f'no finished run in {root}')
     read = lambda f: pd.read_json(f, lines=True).assign(run=f.parent.name)
     preds = pd.concat([pd.read_parquet(f/'predictions.parquet').assign(run=f.name) for f in done], ignore_index=True)
@@ -328,6 +341,13 @@ def collect_runs(
     if out and (Path(out)/'runs.csv').exists(): tables = _merge(_read(Path(out)), tables)
     if out: write_results(tables, out)
     return tables
+
+def _current(folders):
+    "Without runs that were made again with newer code"
+    about,last = {f:json.loads((f/'config.json').read_text()) for f in folders},{}
+    age = lambda f: (about[f]['code']==code_version(about[f]['config']['model']), (f/'DONE').stat().st_mtime)
+    for f in sorted(about, key=age): last[digest([about[f]['config'],about[f]['data']])] = f
+    return sorted(last.values())
 
 def _gradients(epochs):
     "A row for each run, epoch and layer"
@@ -375,12 +395,14 @@ def read_results(
 def grow(
     table:pd.DataFrame,  # rows with the column `run`
     path,  # a CSV or parquet file of such rows beside `runs.csv`, or nothing yet
+    keys=('run',),  # columns that tell which rows of the file are in `table` anew
 )->pd.DataFrame:
-    "`table` and those rows of the file whose runs are recorded still and are not in it"
+    "`table` and those rows of the file whose runs are recorded still and that are not in it"
     path = Path(path)
     if not path.exists(): return table
-    old,known = (pd.read_parquet if path.suffix=='.parquet' else pd.read_csv)(path),pd.read_csv(path.with_name('runs.csv')).run
-    old = old[old.run.isin(known)&~old.run.isin(table.run)]
+    old,known = (pd.read_parquet if path.suffix=='.parquet' else pd.read_csv)(path),set(pd.read_csv(path.with_name('runs.csv')).run)
+    anew = set(zip(*(table[k] for k in keys)))
+    old = old[[r in known and k not in anew for r,k in zip(old.run, zip(*(old[k] for k in keys)))]]
     return pd.concat([old, table], ignore_index=True).astype(table.dtypes.drop(table.select_dtypes('category').columns)) if len(old) else table
 
 def _read(folder):

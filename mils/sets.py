@@ -218,7 +218,7 @@ def select_classes(
     classes,  # labels or names, in the order in which they are renumbered
 )->ImageSet:
     "The part of a set that has these classes"
-    keep = pick_classes(classes, ClassNames(ds.classes, {str(i):i for i in range(len(ds.classes))}|{c:i for i,c in enumerate(ds.classes)}, []))
+    keep = pick_classes(classes, ClassNames(ds.classes, {}, []))
     new = np.full(len(ds.classes), -1); new[keep] = range(len(keep))
     rows = np.flatnonzero(new[ds.labels]>=0)
     splits = {k:np.flatnonzero(np.isin(rows, v)) for k,v in ds.splits.items()}
@@ -242,7 +242,8 @@ def data_path(
         if z.exists() and mark.exists(): return z
         raise FileNotFoundError(f'data set {source!r} is not on this machine; `mils data get {source}` fetches it ({REMOTES[str(source)].about})')
     if p.exists(): return p
-    if len(p.parts)==1 and not p.suffix: lookup(('chroma',*REMOTES), str(source), 'data set')
+    if str(source)=='chroma': raise ValueError('chroma is drawn by a program; there are no files of it')
+    if len(p.parts)==1 and not p.suffix: lookup({'chroma':None, **REMOTES}, str(source), 'data set')
     near = difflib.get_close_matches(p.name, [o.name for o in p.parent.iterdir()] if p.parent.is_dir() else [], n=1)
     raise FileNotFoundError(f'no such folder or zip: {p}' + (f'; did you mean {p.parent/near[0]}?' if near else ''))
 
@@ -268,10 +269,11 @@ def fold(
     ds:ImageSet,
     k:int,  # which; 0 is the set as it is
 )->ImageSet: # the same images with other splits and a key of its own
-    "A fold of a cross-validation whose test is as large as the set's; `ValueError` where there is no such fold"
+    "A fold of a cross-validation whose test is about as large as the set's; `ValueError` where there is no such fold"
     train,test = ds.splits['train'],ds.splits['test']
     n = 1+len(train)//max(1, len(test))
-    if not 0<=k<n: raise ValueError(f'fold {k} of {ds.source}; expected 0 to {n-1}, since the test is 1/{n} of train and test together')
+    if n<3: n = 1                                         # there is nothing to deal
+    if not 0<=k<n: raise ValueError(f'fold {k} of {ds.source}; expected {f"0 to {n-1}, since there are {len(train):,} images to train and {len(test):,} to test" if n>1 else "0: the test is too large for others"}')
     if k==0: return ds
     from sklearn.model_selection import StratifiedKFold
     _,part = list(StratifiedKFold(n-1, shuffle=True, random_state=0).split(train, ds.labels[train]))[k-1]

@@ -8,7 +8,7 @@ __all__ = ['wilson', 'right', 'resample', 'interval', 'crossed', 'cross_validate
 # %% ../nbs/07_stats.ipynb #aabe4951
 from functools import lru_cache
 import numpy as np,pandas as pd
-from scipy.stats import norm,t as student,ttest_rel
+from scipy.stats import norm,t as student
 from statsmodels.stats.proportion import proportion_confint
 
 # %% ../nbs/07_stats.ipynb #2b5de483
@@ -64,16 +64,17 @@ def crossed(
     d,  # `(seeds, images)`
     level:float=0.95,
 )->dict: # `mean`, `se`, `dof`, `low`, `high`
-    "How well is the mean known, if other seeds and other images had been drawn? Assumes both were drawn at random; with one seed it speaks of images only"
+    "How well is the mean known, if other seeds and other images had been drawn? Assumes both were drawn at random; with one seed it speaks of images only, and with two it knows little of seeds. `ValueError` for less than two images"
     d = np.asarray(d, float)
     s,n = d.shape
+    if n<2: raise ValueError('one number a seed says nothing of images; for folds there is `cross_validated`')
     m,rows,cols = d.mean(),d.mean(1),d.mean(0)
     of_cols = s*((cols-m)**2).sum()/(n-1)
     if s==1: var,dof = of_cols/n,n-1
     else:
         of_rows,rest = n*((rows-m)**2).sum()/(s-1),((d-rows[:,None]-cols+m)**2).sum()/((s-1)*(n-1))
         total = max(of_rows+of_cols-rest, rest)
-        var,dof = total/(s*n),total**2/max(of_rows**2/(s-1)+of_cols**2/(n-1)+rest**2/((s-1)*(n-1)), 1e-300)
+        var,dof = max(total, of_cols)/(s*n),total**2/max(of_rows**2/(s-1)+of_cols**2/(n-1)+rest**2/((s-1)*(n-1)), 1e-300)     # seeds that happen to agree do not make pictures more certain
     wide = student.ppf((1+level)/2, max(dof, 1))*var**.5
     return dict(mean=m, se=var**.5, dof=dof, low=m-wide, high=m+wide)
 
@@ -97,15 +98,14 @@ def paired(
     a, b,  # `(seeds, images)` of two networks, the same images, seeds in pairs; with `share` each seed has images of its own
     level:float=0.95,
     share:float=None,  # test images per training image, where each seed is a fold of a cross-validation
-)->dict: # `diff` = b-a and `ratio` = b/a with intervals, p of a paired t-test over images (over folds with `share`), seeds in which b is better
+)->dict: # `diff` = b-a and `ratio` = b/a with intervals, `p` of the difference by the same reckoning, seeds in which b is `better`
     "How much better is b than a, on other seeds and images of the same kind? `ValueError` where they are not paired"
     a,b = np.asarray(a, float),np.asarray(b, float)
     if a.shape!=b.shape: raise ValueError(f'shapes {a.shape} and {b.shape}: a paired comparison needs the same seeds and images')
     ma,mb = a.mean(),b.mean()
     d,r = (crossed(o, level) if share is None else cross_validated(o, share, level) for o in (b-a, b/mb-a/ma))
-    p = ttest_rel(b.mean(0), a.mean(0)).pvalue if share is None else 2*student.sf(abs(d['mean'])/max(d['se'], 1e-12), d['dof'])
     return dict(a=ma, b=mb, diff=mb-ma, low=d['low'], high=d['high'], ratio=mb/ma, ratio_low=mb/ma*np.exp(r['low']), ratio_high=mb/ma*np.exp(r['high']),
-                p_images=p, better=int((b.mean(1)>a.mean(1)).sum()), seeds=len(a))
+                p=2*student.sf(abs(d['mean'])/max(d['se'], 1e-12), max(d['dof'], 1)), better=int((b.mean(1)>a.mean(1)).sum()), seeds=len(a))
 
 # %% ../nbs/07_stats.ipynb #a4965594
 def bca(

@@ -28,7 +28,7 @@ def kernel_table(
 
 def correlation_table(
     stem,  # a `DynamicConv2d` with the `covariance` generator
-    stats:ChannelStats,  # of the data
+    stats:ChannelStats,  # of the data, of the stem's channels
 )->pd.DataFrame: # `a`, `b`, `learned`, `data`, each pair of channels once
     "Correlations under the learned covariance, beside those of the pixels"
     cov = stem.generator.cov().detach().numpy()
@@ -40,15 +40,16 @@ def collect_stems(
     ds:ImageSet,  # the data they were trained on
     out=None,  # folder for `kernels.csv` and `correlations.csv`, which grow
 )->dict: # `kernels`, `correlations` as DataFrames, each with the column `run`
-    "Tables of the stems that complete by covariance; kernels of seed 0 only"
+    "Tables of the stems that complete by covariance, empty where there is none; kernels of seed 0 only"
     kernels,corr = [],[]
     for f in sorted(p.parent for p in Path(root).glob('*/DONE')):
         cfg = json.loads((f/'config.json').read_text())['config']
         if not (cfg['dynamic'] and cfg['generator']=='covariance'): continue
         stem = load_run(f).stem
-        corr.append(correlation_table(stem, train_stats(run_set(f, ds))).assign(run=f.name))
+        own = run_set(f, ds)
+        corr.append(correlation_table(stem, stats_of(train_stats(own), stem.channels, own.channels)).assign(run=f.name))
         if cfg['seed']==0: kernels.append(kernel_table(stem).assign(run=f.name))
-    if not corr: raise ValueError(f'no finished run with the covariance generator in {root}')
+    if not corr: return {}
     tables = dict(correlations=pd.concat(corr, ignore_index=True), kernels=pd.concat(kernels, ignore_index=True) if kernels else pd.DataFrame(columns=['run']))
     for k,t in tables.items() if out else (): write_atomic(Path(out)/f'{k}.csv', grow(t, Path(out)/f'{k}.csv').to_csv(index=False, float_format='%.4g'))
     return tables

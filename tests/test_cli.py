@@ -1,11 +1,12 @@
 "`mils` as a user types it"
 import subprocess,sys,time
-import pytest
+import pandas as pd,pytest
+from mils import cli
 from mils.cli import *
 
 def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
 
-@pytest.mark.parametrize('command', ['data','train','sweep','results','costs','bench','audit','live','report'])
+@pytest.mark.parametrize('command', ['data','train','sweep','results','convert','costs','bench','audit','live','report'])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e: main([command,'--help'])
     out = capsys.readouterr().out
@@ -14,7 +15,7 @@ def test_help(command, capsys):
 def test_usage(capsys):
     assert main(['--help'])==0 and main([])==2
     out = capsys.readouterr().out
-    assert all(c in out for c in ('data','train','sweep','results','costs','bench','audit','live','report'))
+    assert all(c in out for c in ('data','train','sweep','results','convert','costs','bench','audit','live','report'))
 
 @pytest.mark.parametrize('words,say', [
     (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
@@ -30,7 +31,14 @@ def test_unknown_option_is_status_2():
     with pytest.raises(SystemExit) as e: main(['train','small_cnn','--colour','red'])
     assert e.value.code==2
 
-def test_main_road(tmp_path, monkeypatch):
+@pytest.fixture
+def small(monkeypatch):
+    "chroma, a few pictures of it"
+    from mils.chroma import chroma
+    ds = chroma(n_train=400, n_val=100, n_test=100)
+    monkeypatch.setattr(cli, '_load', lambda *args,**kw: ds)
+
+def test_main_road(tmp_path, monkeypatch, small):
     "sweep, results, and both again"
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
@@ -39,8 +47,9 @@ def test_main_road(tmp_path, monkeypatch):
     for _ in range(2): assert main(['sweep','chroma','--epochs','1','--seeds','0'])==0
     assert main(['results','chroma'])==0
     assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
+    assert main(['convert','chroma'])==0 and (tmp_path/'results/chroma/kernels.csv').exists()        # no plain network: its stem alone
 
-def test_folds(tmp_path, monkeypatch, capsys):
+def test_folds(tmp_path, monkeypatch, capsys, small):
     "Each seed on its own fold, and what is recorded is known again"
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
@@ -53,8 +62,25 @@ def test_folds(tmp_path, monkeypatch, capsys):
     plain,wide = (rec.find(options=o) for o in ('{}','{"width": 2}'))
     r = rec.compare(plain, wide)
     assert r['seeds']==2 and rec.share(plain)>0 and rec.hits(wide).shape==(2,1) and r['lower']<r['ratio']
+    assert main(['convert','chroma','--methods','gray'])==0
+    kept = pd.read_csv(tmp_path/'results/chroma/conversions.csv')
+    assert set(kept.method)=={'gray'} and set(kept.run)==set(rec.runs.run) and kept.channels.nunique()==7
     capsys.readouterr()
     assert main(['sweep','chroma','--skip-recorded'])==0 and '0 of 0 runs' in capsys.readouterr().out
+
+def test_sweep_options(monkeypatch, small):
+    "What is typed wins over the protocol, for every arm"
+    from mils import runs
+    asked = []
+    monkeypatch.setattr(runs, 'sweep_runs', lambda cfgs,*args,**kw: asked.extend(cfgs) or {})
+    arms = [dict(model='small_cnn'), dict(model='small_cnn', overrides=dict(lr=.1, wd=.3)), dict(model='small_cnn', recipe='seed')]
+    for k,v in dict(arms=arms, overrides=dict(lr=.01)).items(): monkeypatch.setitem(runs.protocols['chroma'], k, v)
+    assert main(['sweep','chroma'])==0 and [c.overrides for c in asked]==[dict(lr=.01), dict(lr=.1, wd=.3), dict(lr=.01)]
+    asked.clear()
+    assert main('sweep chroma --set bs=10,20 --recipe same --seeds 3'.split())==0
+    assert [c.overrides for c in asked]==[{**o,'bs':b} for b in (10,20) for o in (dict(lr=.01), dict(lr=.1, wd=.3), dict(lr=.01))]
+    assert {(c.recipe,c.seed) for c in asked}=={('same',3)}
+    assert main('sweep chroma --epochs 0'.split())==1 and main('sweep chroma --seeds 5-1'.split())==1
 
 def test_light_imports():
     "Help, lists and the package itself need no PyTorch"

@@ -47,12 +47,15 @@ def test_two_sweeps_share_the_work(tmp_path):
     assert [p.wait(300) for p in ps]==[0,0]
     t = collect_runs(tmp_path)
     assert len(t['runs'])==4 and (t['epochs'].groupby('run').size()==3).all()
+    spans = sorted(((f.parent/'config.json').stat().st_mtime, f.stat().st_mtime) for f in tmp_path.glob('*/DONE'))
+    assert any(b[0]<a[1] for a,b in zip(spans, spans[1:]))             # two were trained at once
 
 CFG = Config(epochs=2, overrides=dict(bs=60))
 
 def test_identity(tiny):
-    other = Config(epochs=2, overrides=dict(bs=60), seed=1)
-    assert run_name(CFG, tiny)!=run_name(other, tiny)
+    part = lambda c: run_name(c, tiny).rpartition('-')[2]
+    assert part(CFG)==part(Config(epochs=2, overrides=dict(bs=60)))
+    assert len({part(CFG), part(Config(epochs=2, overrides=dict(bs=60), seed=1)), part(Config(epochs=3, overrides=dict(bs=60))), part(Config(epochs=2, overrides=dict(bs=50)))})==4
     tiny.key += 'x'
     assert run_name(CFG, tiny)!=run_name(CFG, type(tiny)(**{**vars(tiny),'key':tiny.key[:-1]}))
 
