@@ -80,7 +80,7 @@ class Recorded:
         have = [set(self.seeds(self.find(dynamic=False, channels=s, **settings))) for s in sets]
         runs = [r for r,k in zip(runs, self.seeds(runs)) if all(k in h for h in have)]
         if not runs: raise ValueError('no seed in common: there are no pairs to compare')
-        return self._paired(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
+        return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
 
     def pairs(self, a, b)->tuple: # the runs of `a` and those of `b` whose seeds both have
         "Runs in pairs; `ValueError` where no seed is common, or where a pair was not trained on the same data"
@@ -91,7 +91,11 @@ class Recorded:
         if other := [s for s in both if key[a[s]]!=key[b[s]]]: raise ValueError(f'{a[other[0]]} and {b[other[0]]} were trained on different data')
         return tuple([o[s] for s in both] for o in (a,b))
 
-    def _paired(self, x, y, share):
+    def compare_hits(self,
+        x, y,  # `(seeds, images)` in pairs; y is compared with x
+        share=None,  # as from `share`
+    )->dict: # as from `compare`
+        "How much better is y than x?"
         one = paired(x, y, .9, share)                                    # two-sided 90 % is one-sided 95 %
         return {**paired(x, y, share=share), 'lower':one['ratio_low'], 'least':one['low']}
 
@@ -101,4 +105,4 @@ class Recorded:
     )->dict: # as from `paired`, and one-sided lower bounds (95 %): `lower` of the ratio, `least` of the difference
         "How much better is b than a, over the seeds that both have?"
         a,b = self.pairs(a, b)
-        return self._paired(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))
+        return self.compare_hits(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))
