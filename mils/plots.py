@@ -21,7 +21,8 @@ def draw_shares(
     for i,(k,t) in enumerate(shares.items()):
         ax.errorbar(np.arange(len(t))+step*(i-(len(shares)-1)/2), t.ratio, yerr=[t.ratio-t.ratio_low,t.ratio_high-t.ratio], fmt='osDx^'[i%5], ms=5, capsize=2, lw=1, label=k)
     ax.axhline(1, color='.3', lw=1)
-    ax.set(xticks=range(len(t)), xticklabels=t.index, ylabel=f'share of {whose} accuracy'); lo,hi = ax.get_ylim()
+    ax.set(xticks=range(len(t)), xticklabels=t.index, ylabel=f'share of {whose} accuracy')
+    lo,hi = ax.get_ylim()
     ax.set_ylim(lo-.15*(hi-lo), hi); ax.legend(fontsize=7, ncol=len(shares), loc='lower center')             # below the marks
     return ax
 

@@ -71,14 +71,22 @@ class Recorded:
         if not seeds or (missing := [s for s,r in zip(sets, by_seed) if not set(seeds)<=set(r)]): raise ValueError(f'no specialists of {", ".join(sets if not seeds else missing)} for the seeds asked for')
         return np.mean([self.hits([r[k] for k in seeds], [s]) for r,s in zip(by_seed, sets)], 0)
 
+    def with_specialists(self,
+        sets,  # names of channel sets
+        runs,  # names of runs, one a seed
+        **settings,  # of the specialists, as for `find`
+    )->list: # names of runs
+        "The runs whose seeds the specialists of all these sets have, too"
+        have = [self.seeds(self.find(dynamic=False, channels=s, **settings)) for s in sets]
+        return [r for r,k in zip(runs, self.seeds(runs)) if all(k in h for h in have)]
+
     def compare_specialists(self,
         sets,  # names of channel sets
         runs,  # names of runs that serve all of them, one a seed
         **settings,  # of the specialists, as for `find`
     )->dict: # as from `compare`
         "How much better is one network than the specialists of its sets, over the seeds that all have?"
-        have = [set(self.seeds(self.find(dynamic=False, channels=s, **settings))) for s in sets]
-        runs = [r for r,k in zip(runs, self.seeds(runs)) if all(k in h for h in have)]
+        runs = self.with_specialists(sets, runs, **settings)
         if not runs: raise ValueError('no seed in common: there are no pairs to compare')
         return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
 

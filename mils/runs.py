@@ -342,10 +342,15 @@ def collect_runs(
     if out: write_results(tables, out)
     return tables
 
+def _today(models):
+    "The code of each model as it is now, of those that there still are"
+    return {m:code_version(m) for m in set(models)&set(list_models())}
+
 def _current(folders):
     "Without runs that were made again with newer code"
     about,last = {f:json.loads((f/'config.json').read_text()) for f in folders},{}
-    age = lambda f: (about[f]['code']==code_version(about[f]['config']['model']), (f/'DONE').stat().st_mtime)
+    now = _today(a['config']['model'] for a in about.values())
+    age = lambda f: (about[f]['code']==now.get(about[f]['config']['model']), (f/'DONE').stat().st_mtime)
     for f in sorted(about, key=age): last[digest([about[f]['config'],about[f]['data']])] = f
     return sorted(last.values())
 
@@ -357,8 +362,7 @@ def _gradients(epochs):
 def _merge(old, new):
     "`new` tables and the rows of other runs in `old`, if their code is that of the new runs or of today"
     runs = old['runs'].reindex(columns=new['runs'].columns)
-    now = {m:code_version(m) for m in runs.model.unique() if m in list_models()}
-    same = runs.code.isin(new['runs'].code)|(runs.code==runs.model.map(now))
+    same = runs.code.isin(new['runs'].code)|(runs.code==runs.model.map(_today(runs.model)))
     keep = runs.run[same&~runs.run.isin(new['runs'].run)]
     if not len(keep): return new
     kept = {k:t[t.run.isin(keep)] for k,t in {**old, 'runs':runs}.items()}
