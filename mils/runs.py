@@ -206,7 +206,8 @@ task_a_15 = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _one
 
 _decay = dict(seeds=range(5), overrides=dict(lr=1e-2, wd=.3))      # the better of two for the specialists, and for long training
 task_a_folds = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _one, {**_one, 'generator':'rescale'}, {**_one, 'held_out':('RB','G')},
-    *({**_plain, **_decay, 'channels':set_name(s)} for s in channel_sets()), {**_one, **_decay, 'epochs':7*17}]
+    *({**_plain, **_decay, 'channels':set_name(s)} for s in channel_sets()), {**_one, **_decay, 'epochs':7*17},
+    {**_one, 'views':3}, {**_one, **_five, 'views':3, 'generator':'rescale'}]         # added when five folds had been tested
 
 _strict,_wide,_deep = dict(model='strict4'),dict(model='wide_resnet', options=dict(width=2)),dict(model='resnet34', options=dict(stem='half'))
 _fine = {**_strict, 'options':dict(fine=2)}
