@@ -288,12 +288,11 @@ def _settled(text, claim, known, by):
     return 'confirmed' if ok else 'inconsistent',f'{shown(claim, by.value.to_dict())} is {span(got)}'+('' if ok else f', not {text}'),'derived-numbers'
 
 # %% ../nbs/09_audit.ipynb #d7c383b9
-def ledger()->pd.DataFrame: # `document`, `line`, `table`, `row`, `quantity`, `value`, `unit`, `source`, `verdict`, `reason`, `section`, `ours`
+def ledger()->pd.DataFrame: # `document`, `line`, `table`, `row`, `quantity`, `value`, `unit`, `source`, `verdict`, `reason`, `section`, `ours`, `conditions`
     "Every reported number of the study: what is claimed, where, what can be said of it and why, and the section of this notebook that decides it"
     claims,own = read_claims(results_dir()/'reported'/'reported.csv'),measured()
     rows = _weaken(settle(claims, findings(claims, [*_study, ('re-measured', lambda c: remeasured(c, own))]), _reason, 'the-ledger'))
-    rows['ours'] = rows.claim.map({m.claim:ours(m) for m in own.itertuples()}).fillna('')
-    keys = key_numbers(rows)
-    keys['ours'] = keys.quantity.map(rows.drop_duplicates('claim').set_index('claim').ours).fillna('')
-    both = pd.concat([rows.assign(document='reported.csv', line=rows.index+2), keys.assign(document='key-numbers.md')], ignore_index=True)
-    return both[['document','line','table','row','quantity','value','unit','source','verdict','reason','section','ours']]
+    keys,own = key_numbers(rows),own.drop_duplicates('claim').set_index('claim')
+    beside = lambda t,claim: t.assign(ours=claim.map({m.Index:ours(m) for m in own.itertuples()}).fillna(''), conditions=claim.map(own.about).fillna(''))
+    both = pd.concat([beside(rows, rows.claim).assign(document='reported.csv', line=rows.index+2), beside(keys, keys.quantity).assign(document='key-numbers.md')], ignore_index=True)
+    return both[['document','line','table','row','quantity','value','unit','source','verdict','reason','section','ours','conditions']]
