@@ -216,7 +216,7 @@ task_b = [_strict, _fine, _wide, _deep,
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)},
     {**_wide, 'options':dict(width=2, dropout=0.)}]                                  # as the strict networks are
-task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep)]
+task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep, {**_deep, 'options':dict(stem='cifar')})]
 
 def _changed(base, options):
     "`base`, and one option of the model or one part of the recipe changed at a time"
