@@ -292,7 +292,7 @@ def ledger()->pd.DataFrame: # `document`, `line`, `table`, `row`, `quantity`, `v
     "Every reported number of the study: what is claimed, where, what can be said of it and why, and the section of this notebook that decides it"
     claims,own = read_claims(results_dir()/'reported'/'reported.csv'),measured()
     rows = _weaken(settle(claims, findings(claims, [*_study, ('re-measured', lambda c: remeasured(c, own))]), _reason, 'the-ledger'))
-    keys,own = key_numbers(rows),own.drop_duplicates('claim').set_index('claim')
-    beside = lambda t,claim: t.assign(ours=claim.map({m.Index:ours(m) for m in own.itertuples()}).fillna(''), conditions=claim.map(own.about).fillna(''))
+    keys,own = key_numbers(rows),own.assign(ours=[ours(m) for m in own.itertuples()]).drop_duplicates('claim').set_index('claim')
+    beside = lambda t,claim: t.assign(ours=claim.map(own.ours).fillna(''), conditions=claim.map(own.about).fillna(''))
     both = pd.concat([beside(rows, rows.claim).assign(document='reported.csv', line=rows.index+2), beside(keys, keys.quantity).assign(document='key-numbers.md')], ignore_index=True)
     return both[['document','line','table','row','quantity','value','unit','source','verdict','reason','section','ours','conditions']]

@@ -151,6 +151,14 @@ def results(
     print(t[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
     print(f'{len(t)} runs, tables in {out}')
 
+def _of_protocol(protocol, data, out):
+    "The data of a protocol, and the folder for its tables, which is there afterwards"
+    from mils.runs import protocols,results_dir
+    p = lookup(protocols, protocol, 'protocol')
+    ds,out = _load(data or p['data'], p['size'], p.get('classes'), False, p.get('derived')),Path(out) if out else results_dir()/protocol
+    out.mkdir(parents=True, exist_ok=True)
+    return ds,out
+
 def convert(
     protocol:str,  # whose runs, such as task-a
     data:str=None,  # where the data is; default: as the protocol says
@@ -159,12 +167,9 @@ def convert(
     methods:str=None,  # such as covariance,rebuilt; default: every way of converting
 ):
     "Test a sweep's RGB networks on every channel set without training, and keep the stems of its others"
-    from mils.runs import protocols,results_dir
     from mils.conversions import convert_runs,plain_runs
     from mils.stems import collect_stems
-    p = lookup(protocols, protocol, 'protocol')
-    ds,out = _load(data or p['data'], p['size'], p.get('classes'), False, p.get('derived')),Path(out) if out else results_dir()/protocol
-    out.mkdir(parents=True, exist_ok=True)
+    ds,out = _of_protocol(protocol, data, out)
     if collect_stems(Path(runs)/protocol, ds, out) and not plain_runs(Path(runs)/protocol): return
     preds = convert_runs(Path(runs)/protocol, ds, out, methods=methods.split(',') if methods else None)
     acc = (preds['rank']<1).groupby([preds.method,preds.recalibrated,preds.channels], observed=True, sort=False).mean().unstack()
@@ -177,12 +182,8 @@ def fuse(
     out:str=None,  # folder for the table; default: results/ and the protocol's name
 ):
     "Compare a sweep's trained networks with what is deployed of them, on every test picture"
-    from mils.runs import protocols,results_dir
     from mils.deployed import deployed_runs
-    p = lookup(protocols, protocol, 'protocol')
-    out = Path(out) if out else results_dir()/protocol
-    out.mkdir(parents=True, exist_ok=True)
-    print(deployed_runs(Path(runs)/protocol, _load(data or p['data'], p['size'], p.get('classes'), False, p.get('derived')), out).to_string(index=False))
+    print(deployed_runs(Path(runs)/protocol, *_of_protocol(protocol, data, out)).to_string(index=False))
 
 def costs(
     protocol:str,  # whose networks, such as task-b
