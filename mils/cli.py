@@ -196,8 +196,8 @@ def costs(
     p = lookup(protocols, protocol, 'protocol')
     networks = {json.dumps(n):n for a in p['arms'] for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
-    n = len(parse_numbers(p['classes'])) if 'classes' in p else _load(p['data'], p['size'], None, False).n_classes
-    t = measure(networks.values(), n, p['size'], rounds=rounds).assign(**{k:environment()[k] for k in ('machine','cores','torch')})
+    n = len(parse_numbers(p['classes'])) if p.get('classes') else _load(p['data'], p['size'], None, False).n_classes
+    t = measure(networks.values(), n, p['size'], rounds=rounds, precision=p['precision']).assign(**{k:environment()[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out/'costs.csv', t.to_csv(index=False, float_format='%.6g'))
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))

@@ -62,6 +62,7 @@ def draw_frontier(
     networks:pd.DataFrame,  # `accuracy`, `low`, `high` in percent, `multiply_adds` of one picture, `depth`; a row a network
     ax=None,  # of matplotlib
     shallow:int=6,  # to this depth marks are filled
+    named=None,  # networks whose names are written; all by default
 ):
     "Networks by arithmetic (logarithmic) and accuracy"
     import matplotlib.pyplot as plt
@@ -71,6 +72,7 @@ def draw_frontier(
         c,mark = kind(n)
         ax.errorbar(r.macs, r.accuracy, yerr=[[r.accuracy-r.low],[r.high-r.accuracy]], fmt=mark, color=c, mfc=c if r.depth<=shallow else 'white', ms=6, capsize=2, lw=1)
     ax.set(xscale='log', xlabel='million multiply-adds', ylabel='test accuracy, %'); ax.margins(x=.15); number_log(ax.xaxis)
+    t = t.loc[list(named) if named is not None else t.index]
     draw_names(ax, t.macs, t.accuracy, [f"{n.replace('resnet34 stem=','ResNet34, ').replace('width=','×')} · {d:.0f}" for n,d in t.depth.items()])
     draw_kinds(ax)
     return ax

@@ -236,7 +236,16 @@ def _status(key):
     "A line of this process's status in bytes"
     return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith(key))
 
-def _peak(name, n_classes, size, batch, train, device, options):
+def _training(net, x, precision):
+    "A training step with AdamW, as a function"
+    opt = torch.optim.AdamW(net.train().parameters(), fused=True)
+    def step():
+        with torch.inference_mode(False):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision=='bfloat16'): loss = net(x).float().logsumexp(1).sum()
+            loss.backward(); opt.step(); opt.zero_grad()
+    return step
+
+def _peak(name, n_classes, size, batch, train, device, precision, options):
     "Bytes at the peak of a few steps, in this process"
     device = torch.device(device)
     cuda = device.type=='cuda'
@@ -247,10 +256,8 @@ def _peak(name, n_classes, size, batch, train, device, options):
     if cuda: torch.cuda.reset_peak_memory_stats(device)
     else: Path('/proc/self/clear_refs').write_text('5')
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    opt = torch.optim.AdamW(net.parameters(), fused=True) if train else None
-    for _ in range(2):
-        with torch.set_grad_enabled(train): y = net(x)
-        if train: y.logsumexp(1).sum().backward(); opt.step(); opt.zero_grad()
+    step = _training(net, x, precision) if train else torch.no_grad()(lambda: net(x))
+    for _ in range(2): step()
     return torch.cuda.max_memory_allocated(device) if cuda else _status('VmHWM')-before
 
 def peak_memory(
@@ -260,10 +267,11 @@ def peak_memory(
     batch:int=1,
     train:bool=False,  # two steps with AdamW rather than two predictions
     device='cpu',
+    precision:str='float32',  # of training: float32 or bfloat16
     **options,  # of the model
 )->int: # bytes, weights and pictures included
     "Memory that a network needs at most; `OSError` for a CPU without Linux's /proc"
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, name, n_classes, size, batch, train, str(device), options).result()
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, name, n_classes, size, batch, train, str(device), precision, options).result()
 
 # %% ../nbs/04_profile.ipynb #44ff38be
 def _nvml(device):
@@ -318,25 +326,27 @@ def costs(
     networks,  # dicts of a model's name and options: `dict(model='wide_resnet', width=2)`
     n_classes:int=100,
     size:int=64,  # pixels
-    train_batch:int=128,  # for the memory in training
+    train_batch:int=128,  # of a training step
     rounds:int=15,
     device='cpu',
+    precision:str='float32',  # of a training step: float32 or bfloat16
 )->pd.DataFrame: # a row a network
     "Depth, parameters, arithmetic, time, memory and energy of networks, side by side"
-    device,nets,rows = torch.device(device),{},[]
+    device,nets,steps,rows = torch.device(device),{},{},[]
     x = lambda n: torch.randn(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    for i,o in enumerate(progress(networks, 'networks')):
+    for o in progress(networks, 'networks'):
         name,options = o['model'],{k:v for k,v in o.items() if k!='model'}
-        net = create_model(name, n_classes, size=size, **options)
-        d = depth(net, (2,3,size,size))
-        row = dict(network=' '.join([name, *(f'{k}={v}' for k,v in options.items())]), depth=d.ops, depth_with_gates=d.ops_with_gates, nonlinear_depth=d.nonlinear, blocks=d.blocks,
-            parameters=parameters(net), parameters_deployed=parameters(fuse_norms(net)), multiply_adds=multiply_adds(net, (1,3,size,size)))
-        nets[row['network']] = net = fuse_norms(net).to(device, memory_format=torch.channels_last)
-        t = throughput(net, size).query('useful').iloc[0]
-        joules,source = energy(lambda: net(x(1)), device)
-        rows.append(dict(row, flops=2*row['multiply_adds'], batch=int(t.batch), images_per_s=t.images_per_s, energy_mj=1e3*joules, energy_source=source,
-            memory_mib=peak_memory(name, n_classes, size, 1, False, device, **options)/2**20, train_memory_mib=peak_memory(name, n_classes, size, train_batch, True, device, **options)/2**20))
-    one = x(1)
-    times = quartiles(in_turns({k:(lambda net=net: net(one)) for k,net in nets.items()}, rounds))
-    t = pd.DataFrame(rows).set_index('network').join(times).reset_index()
-    return t.assign(size=size, classes=n_classes, train_batch=train_batch, rounds=rounds, threads=torch.get_num_threads(), device=str(device))
+        net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
+        d,used = depth(net, (2,3,size,size)),fuse_norms(net)
+        row = dict(network=' '.join([name, *(f'{k}={v}' for k,v in sorted(options.items()))]), depth=d.ops, depth_with_gates=d.ops_with_gates, nonlinear_depth=d.nonlinear, blocks=d.blocks,
+            parameters=parameters(net), parameters_deployed=parameters(used), multiply_adds=multiply_adds(net, (1,3,size,size)))
+        nets[row['network']],steps[row['network']] = used,_training(net, x(train_batch), precision)
+        joules,source = energy(lambda: used(x(1)), device)
+        memory = lambda batch,train: peak_memory(name, n_classes, size, batch, train, device, precision, **options)/2**20
+        rows.append(dict(row, flops=2*row['multiply_adds'], batch=int(throughput(used, size).query('useful').batch.iloc[0]), energy_mj=1e3*joules, energy_source=source,
+            memory_mib=memory(1, False), train_memory_mib=memory(train_batch, True)))
+    t = pd.DataFrame(rows).set_index('network')
+    turns = lambda calls: quartiles(in_turns(calls, rounds))
+    ask = lambda batches: turns({k:(lambda net=net,x=x(int(batches[k])): net(x)) for k,net in nets.items()})
+    t = t.join(ask(dict.fromkeys(nets, 1))).join(ask(t.batch).add_prefix('batch_')).join(turns(steps).add_prefix('train_')).reset_index()
+    return t.assign(size=size, classes=n_classes, train_batch=train_batch, train_precision=precision, rounds=rounds, threads=torch.get_num_threads(), device=str(device))

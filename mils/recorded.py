@@ -24,11 +24,6 @@ class Recorded:
         if 'held_out' in self.runs: self.runs['held_out'] = self.runs.held_out.astype(object).fillna('')       # an empty field is read as nothing
         self.by_run = dict(tuple(self.tables['predictions'].groupby('run', observed=True)))
 
-    def epoch_seconds(self)->pd.Series: # by network
-        "Core-seconds of an epoch of training, the median over all epochs of its runs"
-        t,by = self.tables['epochs'],self.runs.set_index('run')
-        return (t.seconds*t.run.map(by.threads)).groupby(t.run.map(by.network).rename('network')).median()
-
     def find(self, **settings)->list: # names of runs, by seed
         "Runs whose columns have these values; `ValueError` for a column that does not exist"
         t = self.runs

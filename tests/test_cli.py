@@ -49,6 +49,24 @@ def test_main_road(tmp_path, monkeypatch, small):
     assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
     assert main(['convert','chroma'])==0 and (tmp_path/'results/chroma/kernels.csv').exists()        # no plain network: its stem alone
 
+def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
+    "Every run of the plan for a GPU has a name of its own; its commands, on two small networks and a few pictures"
+    monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
+    monkeypatch.chdir(tmp_path)
+    from mils import runs
+    from mils.recorded import Recorded
+    names = lambda cfgs, ds, *args, **kw: asked.extend(runs.run_name(c, ds) for c in cfgs) or {}
+    asked = []
+    with monkeypatch.context() as m:
+        m.setattr(runs, 'sweep_runs', names)
+        assert main(['sweep','task-b-full'])==0 and len(set(asked))==len(asked)>200
+    for _ in range(2): assert main('sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125'])==0
+    assert main(['results','task-b-full'])==0 and main(['fuse','task-b-full'])==0
+    rec = Recorded('task-b-full')
+    assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4'))['seeds']==2
+    merged = pd.read_csv(tmp_path/'results/task-b-full/deployed.csv')
+    assert len(merged)==4 and (merged.same==merged.images).all() and merged.gap.max()<1e-4
+
 def test_folds(tmp_path, monkeypatch, capsys, small):
     "Each seed on its own fold, and what is recorded is known again"
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))

@@ -1,10 +1,11 @@
 "Every model on every kind of input"
 from pathlib import Path
 import pandas as pd,pytest,torch
+from ptflops import get_model_complexity_info
 from mils.cli import _value
 from mils.runs import code_version              # importing it registers all architectures
 from mils.models import *
-from mils.profile import multiply_adds
+from mils.profile import deployed,multiply_adds
 from mils.strict import strict_nets
 
 SMALL = {'wide_resnet': dict(width=1)}
@@ -58,8 +59,10 @@ def test_recorded_size_and_arithmetic(network):
     name,*options = network.split()
     options = {k:_value(v) for k,v in (o.split('=') for o in options)}
     r = recorded.set_index('network').loc[network]
-    net = create_model(name, int(r.classes), size=int(r['size']), **options)
-    assert count(net)==r.parameters and multiply_adds(net, (1,3,int(r['size']),int(r['size'])))==r.multiply_adds
+    shape = (3,int(r['size']),int(r['size']))
+    net = create_model(name, int(r.classes), size=shape[1], **options)
+    assert count(net)==r.parameters and multiply_adds(net, (1,*shape))==r.multiply_adds
+    assert get_model_complexity_info(deployed(net), shape, as_strings=False, print_per_layer_stat=False, backend='aten')[0]==pytest.approx(r.multiply_adds, rel=.01)
 
 def test_reported_size():
     assert count(create_model('wide_resnet', 100, width=4))==18_499_940
