@@ -90,14 +90,14 @@ class Recorded:
         if not runs: raise ValueError('no seed in common: there are no pairs to compare')
         return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
 
-    def pairs(self, a, b)->tuple: # the runs of `a` and those of `b` whose seeds both have
-        "Runs in pairs; `ValueError` where no seed is common, or where a pair was not trained on the same data"
-        a,b = (dict(zip(self.seeds(o), o)) for o in (a,b))
-        both = sorted(set(a)&set(b))
-        if not both: raise ValueError('no seed in common: there are no pairs to compare')
+    def pairs(self, *groups)->tuple: # of each group the runs whose seeds all have
+        "Runs of two or more networks in pairs; `ValueError` where no seed is common, or where a pair was not trained on the same data"
+        by_seed = [dict(zip(self.seeds(g), g)) for g in groups]
+        common = sorted(set.intersection(*map(set, by_seed)))
+        if not common: raise ValueError('no seed in common: there are no pairs to compare')
         key = self.runs.set_index('run').data_key
-        if other := [s for s in both if key[a[s]]!=key[b[s]]]: raise ValueError(f'{a[other[0]]} and {b[other[0]]} were trained on different data')
-        return tuple([o[s] for s in both] for o in (a,b))
+        if other := [s for s in common if key[[g[s] for g in by_seed]].nunique()>1]: raise ValueError(f'{" and ".join(g[other[0]] for g in by_seed)} were trained on different data')
+        return tuple([g[s] for s in common] for g in by_seed)
 
     def compare_hits(self,
         x, y,  # `(seeds, images)` in pairs; y is compared with x
