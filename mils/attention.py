@@ -18,14 +18,20 @@ from .convnets import *
 
 # %% ../nbs/03b_attention.ipynb #99b7979f
 class Cbam(nn.Module):
-    "Scale channels, then positions"
-    def __init__(self, nf, reduction=16, ks=7):
+    "Scale channels, then positions: `(batch, nf, h, w)` to the same (Woo et al., 2018, arXiv:1807.06521)"
+    def __init__(self,
+        nf,  # features
+        reduction=16,  # how many times narrower the layer between is
+        ks=7,  # kernel size of the look at positions
+    ):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(nf, nf//reduction), nn.ReLU(inplace=True), nn.Linear(nf//reduction, nf))
         self.look = nn.Conv2d(2, 1, ks, padding=ks//2)
     def channels(self, x)->torch.Tensor: # `(batch, nf)`, between 0 and 1
+        "How much each channel counts"
         return (self.mlp(x.mean((2,3)))+self.mlp(x.amax((2,3)))).sigmoid()
     def positions(self, x)->torch.Tensor: # `(batch, 1, h, w)`, between 0 and 1
+        "How much each position counts"
         return self.look(torch.stack([x.mean(1), x.amax(1)], 1)).sigmoid()
     def forward(self, x):
         x = x*self.channels(x)[:,:,None,None]
@@ -33,13 +39,20 @@ class Cbam(nn.Module):
 
 class AttentionBlock(ResBlock):
     "A residual block whose result is weighed before the shortcut is added"
-    def __init__(self, ni, nf, stride=1):
+    def __init__(self,
+        ni,  # input features
+        nf,  # output features
+        stride=1,  # of the first convolution
+    ):
         super().__init__(ni, nf, stride)
         self.convs.append(Cbam(nf))
 
 class SelfAttention(nn.Module):
     "Each position of `(batch, c, h, w)` asks all positions; added to what was there"
-    def __init__(self, nf, heads=8):
+    def __init__(self,
+        nf,  # features, a multiple of `heads`
+        heads=8,  # questions at a time
+    ):
         super().__init__()
         self.norm,self.heads = nn.LayerNorm(nf),heads
         self.qkv,self.out = nn.Linear(nf, 3*nf),nn.Linear(nf, nf)
@@ -48,8 +61,13 @@ class SelfAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(1,2).flatten(2)
         return x+self.out(y).mT.unflatten(2, x.shape[2:])
 
-def attention_cnn(n_classes:int, c_in:int=3, size:int=64, nf=(64,128,256,496))->nn.Module:
-    "Three residual blocks with attention to channels and positions, then self-attention between positions"
+def attention_cnn(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf=(64,128,256,496),  # features of the stem and of the blocks
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Three residual blocks with attention to channels and positions (Woo et al., 2018, arXiv:1807.06521), then self-attention between positions (Vaswani et al., 2017, arXiv:1706.03762)"
     net = [conv_bn(c_in, nf[0], 2*patch(size)-1, patch(size)), *(AttentionBlock(a, b, 2) for a,b in zip(nf, nf[1:]))]
     return nn.Sequential(*net, SelfAttention(nf[-1]), *classifier(nf[-1], n_classes))
 
@@ -60,10 +78,23 @@ def window(
     "Four for the grid of 16, seven for the grid of 56"
     return 7 if size//patch(size)%7==0 else 4
 
-def swin_block(nf, heads, win, shift): return SwinTransformerBlock(nf, heads, [win,win], [shift,shift], mlp_ratio=4.)
+def swin_block(
+    nf,  # features
+    heads,  # of the attention
+    win,  # positions of a window's side
+    shift,  # positions by which the windows move; 0: not
+):
+    "Attention within windows, then two layers at each position: `(batch, h, w, nf)` to the same"
+    return SwinTransformerBlock(nf, heads, [win,win], [shift,shift], mlp_ratio=4.)
 
-def mini_swin(n_classes:int, c_in:int=3, size:int=64, nf=96, heads=(4,8))->nn.Module:
-    "Patches, two stages of two blocks with windows, the second of each shifted"
+def mini_swin(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf=96,  # features of the first stage; the second has twice as many
+    heads=(4,8),  # of the attention in the stages
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Patches, two stages of two blocks with windows, the second of each shifted (Liu et al., 2021, arXiv:2103.14030)"
     win = window(size)
     stage = lambda nf,heads: nn.Sequential(swin_block(nf, heads, win, 0), swin_block(nf, heads, win, win//2))
     return nn.Sequential(

@@ -36,16 +36,24 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x): return super().forward(x.permute(0,2,3,1)).permute(0,3,1,2)
 
 class ConvNeXtBlock(nn.Module):
-    "Depthwise 7x7, then two layers at each position"
-    def __init__(self, nf, scale=.1):
+    "Depthwise 7x7, then two layers at each position, added to the input: `(batch, nf, h, w)` to the same"
+    def __init__(self,
+        nf,  # features
+        scale=.1,  # of what is added, at first; it is learned
+    ):
         super().__init__()
         self.look = nn.Sequential(nn.Conv2d(nf, nf, 7, padding=3, groups=nf), LayerNorm2d(nf))
         self.think = nn.Sequential(nn.Conv2d(nf, 4*nf, 1), nn.GELU(), nn.Conv2d(4*nf, nf, 1))
         self.scale = nn.Parameter(torch.full((nf,1,1), scale))
     def forward(self, x): return x+self.scale*self.think(self.look(x))
 
-def wide_convnext(n_classes:int, c_in:int=3, size:int=64, nf=(144,400))->nn.Module:
-    "Two wide stages of one block"
+def wide_convnext(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf=(144,400),  # features of the stages
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Two wide stages of one block (Liu et al., 2022, arXiv:2201.03545)"
     a,b = nf
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(c_in, a, patch(size), patch(size)), LayerNorm2d(a)),
@@ -57,7 +65,13 @@ def wide_convnext(n_classes:int, c_in:int=3, size:int=64, nf=(144,400))->nn.Modu
 # %% ../nbs/03a_convnets.ipynb #60be3f87
 class SplitAttention(nn.Module):
     "A convolution in `radix` versions, mixed channel by channel: `(batch, ni, h, w)` to `(batch, nf, h, w)`"
-    def __init__(self, ni, nf, stride=1, radix=2, reduction=4):
+    def __init__(self,
+        ni,  # input features
+        nf,  # output features
+        stride=1,  # of the convolution
+        radix=2,  # versions
+        reduction=4,  # how many times narrower than all versions the layer between is
+    ):
         super().__init__()
         self.radix,mid = radix,max(32, nf*radix//reduction)
         self.conv = nn.Sequential(nn.Conv2d(ni, nf*radix, 3, stride, 1, groups=radix, bias=False), nn.BatchNorm2d(nf*radix), nn.ReLU(inplace=True))
@@ -73,33 +87,59 @@ class SplitAttention(nn.Module):
 
 class ResNeStBlock(nn.Module):
     "A bottleneck with split attention in the middle; downsampling by means (ResNet-D: He et al., 2018, arXiv:1812.01187)"
-    def __init__(self, ni, mid, nf, stride=1):
+    def __init__(self,
+        ni,  # input features
+        mid,  # features in the middle
+        nf,  # output features
+        stride=1,  # how much the grid shrinks
+    ):
         super().__init__()
         pool = nn.AvgPool2d(stride) if stride>1 else nn.Identity()
         self.convs = nn.Sequential(conv_bn(ni, mid, 1), SplitAttention(mid, mid), pool, conv_bn(mid, nf, 1, act=None))
         self.short = nn.Identity() if ni==nf and stride==1 else nn.Sequential(pool, conv_bn(ni, nf, 1, act=None))
     def forward(self, x): return F.relu(self.convs(x)+self.short(x))
 
-def resnest4(n_classes:int, c_in:int=3, size:int=64, mid=(64,128,256,512))->nn.Module:
-    "Stem and four bottlenecks with split attention"
+def resnest4(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    mid=(64,128,256,512),  # features in the middle of the blocks; 2.5 times as many leave them
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Stem and four bottlenecks with split attention (Zhang et al., 2020, arXiv:2004.08955)"
     ni,layers = 64,[conv_bn(c_in, 64, 2*patch(size)-1, patch(size))]
     for i,m in enumerate(mid): layers.append(ResNeStBlock(ni, m, ni:=int(2.5*m), stride=1+(i>0)))
     return nn.Sequential(*layers, *classifier(ni, n_classes))
 
 # %% ../nbs/03a_convnets.ipynb #ea05a01f
-def norm_conv(ni, nf, ks=1): return nn.Sequential(nn.BatchNorm2d(ni), nn.ReLU(inplace=True), nn.Conv2d(ni, nf, ks, padding=ks//2, bias=False))
+def norm_conv(
+    ni,  # input features
+    nf,  # output features
+    ks=1,  # kernel size
+):
+    "Batch norm, activation and a convolution, in this order (He et al., 2016, arXiv:1603.05027)"
+    return nn.Sequential(nn.BatchNorm2d(ni), nn.ReLU(inplace=True), nn.Conv2d(ni, nf, ks, padding=ks//2, bias=False))
 
 class DenseBlock(nn.Module):
     "Layers that each read everything before them: `ni` features become `ni + n*growth`"
-    def __init__(self, ni, n, growth=32):
+    def __init__(self,
+        ni,  # input features
+        n,  # layers
+        growth=32,  # features that each adds
+    ):
         super().__init__()
         self.layers = nn.ModuleList(nn.Sequential(norm_conv(ni+i*growth, 4*growth), norm_conv(4*growth, growth, 3)) for i in range(n))
     def forward(self, x):
         for l in self.layers: x = torch.cat([x, l(x)], 1)
         return x
 
-def dense_efficient(n_classes:int, c_in:int=3, size:int=64, layers=(3,4,3), growth=32)->nn.Module:
-    "Three dense blocks with transitions"
+def dense_efficient(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    layers=(3,4,3),  # of the blocks
+    growth=32,  # features that a layer adds
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Three dense blocks with transitions (Huang et al., 2016, arXiv:1608.06993)"
     ni,net = 64,[conv_bn(c_in, 64, 2*patch(size)-1, patch(size))]
     for i,n in enumerate(layers):
         net.append(DenseBlock(ni, n, growth)); ni += n*growth
@@ -108,22 +148,38 @@ def dense_efficient(n_classes:int, c_in:int=3, size:int=64, layers=(3,4,3), grow
 
 # %% ../nbs/03a_convnets.ipynb #436d5fca
 class MixerBlock(nn.Module):
-    "Mix positions beside a shortcut, then channels"
-    def __init__(self, nf, ks):
+    "Mix positions beside a shortcut, then channels: `(batch, nf, h, w)` to the same"
+    def __init__(self,
+        nf,  # features
+        ks,  # kernel size of the depthwise convolution
+    ):
         super().__init__()
         step = lambda ks,groups: nn.Sequential(nn.Conv2d(nf, nf, ks, padding=ks//2, groups=groups), nn.GELU(), nn.BatchNorm2d(nf))
         self.positions,self.channels = step(ks, nf),step(1, 1)
     def forward(self, x): return self.channels(x+self.positions(x))
 
-def convmixer(n_classes:int, c_in:int=3, size:int=64, nf:int=200, n:int=4, ks:int=7)->nn.Module:
-    "Patches and `n` times mixing"
+def convmixer(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf:int=200,  # features
+    n:int=4,  # blocks
+    ks:int=7,  # kernel size of the depthwise convolutions
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Patches and `n` times mixing (Trockman and Kolter, 2022, arXiv:2201.09792)"
     stem = nn.Sequential(nn.Conv2d(c_in, nf, patch(size), patch(size)), nn.GELU(), nn.BatchNorm2d(nf))
     return nn.Sequential(stem, *(MixerBlock(nf, ks) for _ in range(n)), *classifier(nf, n_classes))
 
 # %% ../nbs/03a_convnets.ipynb #78acad5c
 class MBConv(nn.Module):
-    "Expand, look around, squeeze and excite, narrow"
-    def __init__(self, ni, nf, ks=3, stride=1, expand=4):
+    "Expand, look around, squeeze and excite, narrow: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)`"
+    def __init__(self,
+        ni,  # input features
+        nf,  # output features
+        ks=3,  # kernel size of the depthwise convolution
+        stride=1,  # of the same
+        expand=4,  # how many times wider the middle is than the input
+    ):
         super().__init__()
         mid,self.same = ni*expand,ni==nf and stride==1
         self.layers = nn.Sequential(
@@ -133,31 +189,51 @@ class MBConv(nn.Module):
             conv_bn(mid, nf, 1, act=None))
     def forward(self, x): return x+self.layers(x) if self.same else self.layers(x)
 
-def efficientnet_style(n_classes:int, c_in:int=3, size:int=64, nf=(56,112,192,288), expand=5, head=1024)->nn.Module:
-    "Four inverted bottlenecks and a wide last layer"
+def efficientnet_style(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf=(56,112,192,288),  # features that leave the blocks
+    expand=5,  # how many times wider the middle of a block is than what enters it
+    head=1024,  # features for the classifier
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Four inverted bottlenecks and a wide last layer (Tan and Le, 2019, arXiv:1905.11946)"
     net,ni = [conv_bn(c_in, 32, 3, patch(size)//2, act=nn.SiLU)],32
     for i,(n,ks) in enumerate(zip(nf, (3,5,3,5))): net.append(MBConv(ni, n, ks, 1+(i!=2), expand)); ni = n
     return nn.Sequential(*net, conv_bn(ni, head, 1, act=nn.SiLU), *classifier(head, n_classes))
 
 # %% ../nbs/03a_convnets.ipynb #07e4bddb
 class MultiScale(nn.Module):
-    "Kernels of several sizes side by side, a quarter of the features each"
-    def __init__(self, ni, nf, stride=1):
+    "Kernels of several sizes side by side, a quarter of the features each: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)`"
+    def __init__(self,
+        ni,  # input features
+        nf,  # output features, a multiple of four
+        stride=1,  # of all
+    ):
         super().__init__()
         conv = lambda ks,dil=1: nn.Sequential(nn.Conv2d(ni, nf//4, ks, stride, dil*(ks//2), dil, bias=False), nn.BatchNorm2d(nf//4), nn.ReLU(inplace=True))
         self.branches = nn.ModuleList([conv(1), conv(3), conv(5), conv(3, 2)])
     def forward(self, x): return torch.cat([b(x) for b in self.branches], 1)
 
-def multiscale_cnn(n_classes:int, c_in:int=3, size:int=64, nf=(96,192,320,528))->nn.Module:
-    "Four layers of several kernel sizes"
+def multiscale_cnn(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf=(96,192,320,528),  # features of the stem and of the layers
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "A stem and three layers of several kernel sizes (Szegedy et al., 2014, arXiv:1409.4842)"
     net,ni = [conv_bn(c_in, nf[0], 2*patch(size)-1, patch(size))],nf[0]
     for i,n in enumerate(nf[1:]): net.append(MultiScale(ni, n, 1+(i>0))); ni = n
     return nn.Sequential(*net, *classifier(ni, n_classes))
 
 # %% ../nbs/03a_convnets.ipynb #4553481b
 class Ghost(nn.Module):
-    "`nf` features: half by a 1x1 convolution, half as depthwise variations of these"
-    def __init__(self, ni, nf, act=nn.ReLU):
+    "`nf` features: half by a 1x1 convolution, half as depthwise variations of these; `(batch, ni, h, w)` to `(batch, nf, h, w)`"
+    def __init__(self,
+        ni,  # input features
+        nf,  # output features
+        act=nn.ReLU,  # activation, or none
+    ):
         super().__init__()
         half = nf//2
         self.first = conv_bn(ni, half, 1, act=act)
@@ -166,19 +242,35 @@ class Ghost(nn.Module):
         x = self.first(x)
         return torch.cat([x, self.ghosts(x)], 1)
 
-def depthwise(nf, stride): return nn.Sequential(nn.Conv2d(nf, nf, 3, stride, 1, groups=nf, bias=False), nn.BatchNorm2d(nf))
+def depthwise(
+    nf,  # features
+    stride,  # how much the grid shrinks
+):
+    "A 3x3 convolution of each channel on its own, and batch norm"
+    return nn.Sequential(nn.Conv2d(nf, nf, 3, stride, 1, groups=nf, bias=False), nn.BatchNorm2d(nf))
 
 class GhostBlock(nn.Module):
     "Expand by ghosts, shrink the picture, squeeze and excite, narrow by ghosts"
-    def __init__(self, ni, mid, nf, stride=1):
+    def __init__(self,
+        ni,  # input features
+        mid,  # features in the middle
+        nf,  # output features
+        stride=1,  # how much the grid shrinks
+    ):
         super().__init__()
         self.layers = nn.Sequential(Ghost(ni, mid), depthwise(mid, stride) if stride>1 else nn.Identity(),
             SqueezeExcitation(mid, mid//4, scale_activation=nn.Hardsigmoid), Ghost(mid, nf, act=None))
         self.short = nn.Identity() if ni==nf and stride==1 else nn.Sequential(depthwise(ni, stride), conv_bn(ni, nf, 1, act=None))
     def forward(self, x): return self.layers(x)+self.short(x)
 
-def ghostnet_style(n_classes:int, c_in:int=3, size:int=64, nf=(64,128,208,288), expand=3)->nn.Module:
-    "Four ghost bottlenecks"
+def ghostnet_style(
+    n_classes:int,  # number of classes
+    c_in:int=3,  # input channels
+    size:int=64,  # pixels of the input's side
+    nf=(64,128,208,288),  # features that leave the blocks
+    expand=3,  # how many times wider the middle of a block is than what enters it
+)->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
+    "Four ghost bottlenecks (Han et al., 2019, arXiv:1911.11907)"
     net,ni = [conv_bn(c_in, 32, 2*patch(size)-1, patch(size))],32
     for i,n in enumerate(nf): net.append(GhostBlock(ni, expand*ni, n, 1+(i%2))); ni = n
     return nn.Sequential(*net, nn.ReLU(inplace=True), *classifier(ni, n_classes))

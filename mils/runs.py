@@ -216,7 +216,8 @@ task_b = [_strict, _fine, _wide, _deep,
     *({**_deep, 'options':dict(stem=s)} for s in ('cifar','imagenet')),               # the same with more and with less to compute
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)},
-    {**_wide, 'options':dict(width=2, dropout=0.)}]                                  # as the strict networks are
+    {**_wide, 'options':dict(width=2, dropout=0.)},                                  # as the strict networks are
+    {**_strict, 'options':dict(fine=1)}, {**_wide, 'options':dict(width=4)}]          # the study's own width, and the strict network that is to beat it at half its arithmetic
 task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep, {**_deep, 'options':dict(stem='cifar')})]
 
 def _changed(base, options):
@@ -224,7 +225,7 @@ def _changed(base, options):
     o = base.get('options', {})
     return [base, *({**base, 'options':{**o, k:v}} for k,vs in options.items() for v in vs), *({**base, 'overrides':s} for s in _settings)]
 
-_settings = [dict(opt='sgd'), dict(opt='sgd', lr=.1), dict(opt='sgd', lr=.1, wd=5e-4), dict(opt='muon'), *(dict(smoothing=v) for v in (0.,.2)), *(dict(bs=v) for v in (24,64,256))]      # SGD needs larger steps than AdamW, and less decay
+_settings = [dict(opt='sgd'), dict(opt='sgd', lr=.1), dict(opt='sgd', lr=.1, wd=5e-4), dict(opt='muon'), *(dict(lr=v) for v in (1e-3,4e-3)), *(dict(smoothing=v) for v in (0.,.2)), *(dict(bs=v) for v in (24,64,256))]      # SGD needs larger steps than AdamW, and less decay
 _blocks,_thin = dict(model='wide_resnet_blocks', options=dict(width=1)),{**_strict, 'options':dict(width=.5)}
 def _together(base, options, **overrides): return [{**base, 'options':{**base['options'], **o}, 'overrides':overrides} for o in options]
 task_b_ablation = [
@@ -233,7 +234,8 @@ task_b_ablation = [
     *(dict(model=f'strict{d}', options=dict(width=.5)) for d in (3,6)),
     *_together(_blocks, [dict(dropout=0.), dict(blocks=3), dict(blocks=5)], opt='muon'), *_together(_blocks, [dict(dropout=0., blocks=3)]),      # two changes at once: the strongest after the first seed
     *_together(_thin, [dict(fine=2), dict(width=1.), dict(dropout=.3)], opt='muon')]
-task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep)), {**_deep, 'recipe':'seed-baseline'}]
+_first = {**_deep, 'options':dict(stem='imagenet')}
+task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep, _first)), *({**a, 'recipe':'seed-baseline'} for a in (_deep, _first))]
 _claims = ('strict4','wide_resnet','resnet34')
 task_b_full = [*({**a, **_five} if a['model'] in _claims else a for a in task_b), *task_b_length, *task_b_ablation, *task_b_recipe]
 

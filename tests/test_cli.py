@@ -1,12 +1,14 @@
 "`mils` as a user types it"
-import subprocess,sys,time
+import json,subprocess,sys
 import pandas as pd,pytest
 from mils import cli
 from mils.cli import *
 
 def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
 
-@pytest.mark.parametrize('command', ['data','train','sweep','results','convert','costs','bench','audit','live','report'])
+commands = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
+
+@pytest.mark.parametrize('command', commands)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e: main([command,'--help'])
     out = capsys.readouterr().out
@@ -15,7 +17,7 @@ def test_help(command, capsys):
 def test_usage(capsys):
     assert main(['--help'])==0 and main([])==2
     out = capsys.readouterr().out
-    assert all(c in out for c in ('data','train','sweep','results','convert','costs','bench','audit','live','report'))
+    assert all(c in out for c in commands)
 
 @pytest.mark.parametrize('words,say', [
     (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
@@ -50,16 +52,20 @@ def test_main_road(tmp_path, monkeypatch, small):
     assert main(['convert','chroma'])==0 and (tmp_path/'results/chroma/kernels.csv').exists()        # no plain network: its stem alone
 
 def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
-    "Every run of the plan for a GPU has a name of its own; its commands, on two small networks and a few pictures"
+    "Every run of the plan for a GPU has a name of its own; its commands and all its recipes, on small networks and a few pictures"
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
     from mils import runs
     from mils.recorded import Recorded
-    names = lambda cfgs, ds, *args, **kw: asked.extend(runs.run_name(c, ds) for c in cfgs) or {}
     asked = []
+    note = lambda cfgs, ds, *args, **kw: asked.extend((runs.run_name(c, ds),c) for c in cfgs) or {}
     with monkeypatch.context() as m:
-        m.setattr(runs, 'sweep_runs', names)
-        assert main(['sweep','task-b-full'])==0 and len(set(asked))==len(asked)>200
+        m.setattr(runs, 'sweep_runs', note)
+        assert main(['sweep','task-b-full'])==0 and len({n for n,c in asked})==len(asked)>200
+    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(model='strict2', options=dict(width=.125), recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    with monkeypatch.context() as m:
+        m.setitem(runs.protocols['task-b-full'], 'arms', list(recipes.values()))
+        assert len(recipes)>10 and main('sweep task-b-full --epochs 1 --seeds 2 --runs recipes'.split())==0
     for _ in range(2): assert main('sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125'])==0
     assert main(['results','task-b-full'])==0 and main(['fuse','task-b-full'])==0
     rec = Recorded('task-b-full')
