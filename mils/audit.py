@@ -66,27 +66,36 @@ def _formulas():
 formulas = _formulas()   # claim -> formula, or several readings of it
 
 # %% ../nbs/09_audit.ipynb #5b0faf65
+def _course(value):
+    "The study's data set and the course's that it uses"
+    for c in value.index[value.index.str.startswith('dataset.public_course_split.')]:
+        mine = c.replace('public_course_split','all')
+        if mine not in value: continue
+        same = meets(stated(value[mine]), stated(value[c]))
+        if same: yield from ((k,'consistent','study and course say the same') for k in (mine,c))
+        else: yield mine,'inconsistent',f"the course's public split, with as many training pictures, has {value[c]}"
+
+def _efficiency(value, known):
+    "Which architecture has the most accuracy for a parameter?"
+    ratio = {k.split('.')[1]:evaluate(f'{k}/{k.replace("accuracy","params")}', known) for k in names_like(known, 'architectures.*.accuracy')}
+    order = sorted(ratio, key=lambda k: -ends(ratio[k])[0])
+    c = 'records.wide_resnet.best_param_efficiency'
+    best = meets(ratio[order[0]], stated(value[c]))
+    yield c,'confirmed' if best else 'inconsistent',(f'of the {len(order)} architectures {order[0]} has the most, {span(ratio[order[0]])}, and wide_resnet is number {order.index("wide_resnet")+1}; '
+        f'it is better than ResNet34 alone ({value["baseline.resnet34.accuracy_per_mparam"]})')
+
+def _grid(value):
+    "Are chosen values among those that were tried?"
+    for c in value.index[value.index.str.startswith('sensitivity.grid.')]:
+        chosen = value[c.replace('sensitivity.grid','recipe.wide_resnet')]
+        yield c,'consistent' if chosen in value[c].split('|') else 'inconsistent',f'the chosen value is {chosen}'
+
 def against_itself(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
     "Statements of the study that other rows of it can contradict"
     value,at = claims.set_index('claim').value,{c:i for i,c in claims.claim.items()}
-    for c in value.index[value.index.str.startswith('dataset.public_course_split.')]:
-        mine = c.replace('public_course_split','all')
-        if mine not in at: continue
-        same = meets(stated(value[mine]), stated(value[c]))
-        if same: yield from ((at[k],'consistent','study and course say the same') for k in (mine,c))
-        else: yield at[mine],'inconsistent',f"the course's public split, with as many training pictures, has {value[c]}"
-    known = parts(claims)
-    ratio = {k.split('.')[1]:evaluate(f'{k}/{k.replace("accuracy","params")}', known) for k in names_like(known, 'architectures.*.accuracy')}
-    order = sorted(ratio, key=lambda k: -ends(ratio[k])[0])
-    c = 'records.wide_resnet.best_param_efficiency'
-    best = meets(ratio[order[0]], stated(value[c]))
-    yield at[c],'confirmed' if best else 'inconsistent',(f'of the {len(order)} architectures {order[0]} has the most, {span(ratio[order[0]])}, and wide_resnet is number {order.index("wide_resnet")+1}; '
-        f'it is better than ResNet34 alone ({value["baseline.resnet34.accuracy_per_mparam"]})')
-    for c in value.index[value.index.str.startswith('sensitivity.grid.')]:
-        chosen = value[c.replace('sensitivity.grid','recipe.wide_resnet')]
-        yield at[c],'consistent' if chosen in value[c].split('|') else 'inconsistent',f'the chosen value is {chosen}'
+    for found in (_course(value), _efficiency(value, parts(claims)), _grid(value)): yield from ((at[c],verdict,why) for c,verdict,why in found)
 
 # %% ../nbs/09_audit.ipynb #73b30fe6
 @lru_cache(None)

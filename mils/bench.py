@@ -266,6 +266,10 @@ def summary(
     return '\n'.join([df.attrs.get('title',''), pd.DataFrame(rows).T.to_string(), *lines])
 
 # %% ../nbs/06a_bench.ipynb #c048607c
+def _side(path):
+    "The shorter side of a picture"
+    with Image.open(path) as im: return min(im.size)
+
 def bench(
     data='chroma',  # `chroma`, an `ImageSet`, or a folder or zip with images
     model:str='small_cnn',  # see `list_models`
@@ -289,7 +293,7 @@ def bench(
         start = time.perf_counter()
         ds = cached(read_manifest(folder), source.size if isinstance(source, ImageSet) else size, cache_dir=f'{tmp}/cache')
         once,rows = time.perf_counter()-start,[]
-        resize = any(min(Image.open(folder/o).size)>ds.size for o in ds.names[:20])
+        resize = any(_side(folder/o)>ds.size for o in ds.names[:20])
         for r in range(rounds):
             cfg = Config(model=model, options=options or {}, overrides=overrides or {}, epochs=epochs, seed=r)
             for way in only or ways:

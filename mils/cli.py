@@ -7,7 +7,7 @@ __all__ = ['parse_numbers', 'parse_settings', 'parse_networks', 'data', 'train',
            'bench', 'audit', 'live', 'report', 'main']
 
 # %% ../nbs/10_cli.ipynb #3bb444ab
-import ast,json,os,re,sys
+import ast,json,re,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
@@ -23,7 +23,7 @@ def parse_numbers(
     return [i for e in ends for i in range(e[0], e[-1]+1)]
 
 def _value(text):
-    "A number, `True`, `None` or a tuple where the text is one, else the text"
+    "A number, `True` or `None` where the text is one, else the text"
     try: return ast.literal_eval(text)
     except (ValueError,SyntaxError): return text
 
@@ -67,7 +67,7 @@ def data(
         print(report)
         return int(bool(report.bad))
     def get(): print(sets.get_data(target))
-    def cache(): print(sets.load_data(target, None if target=='chroma' else size, keep, skip_bad))
+    def cache(): print(_load(target, size, classes, skip_bad))
     return lookup(dict(check=check, get=get, cache=cache), action, 'action')()
 
 def _classes(text): return None if text is None else parse_numbers(text)
@@ -104,6 +104,15 @@ def train(
     print(f'{run}\n{done["parameters"]:,} parameters, {done["seconds"]:.0f} s of training, {done["images_per_s"]:,.0f} images/s')
     for a in done['accuracy']: print(f'{a["split"]:5} {a["channels"]:4} top-1 {a["top1"]:6.1%}  top-5 {a["top5"]:6.1%}  ({a["n"]:,} images)')
 
+def _plan(p, present, networks, channels, set, precision, **typed):
+    "The `Config`s of a protocol on data with the channels `present`, with what was typed in the place of what it says"
+    from mils.runs import grid
+    typed = {k:v for k,v in typed.items() if v is not None}
+    sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
+    arms = parse_networks(networks) if networks else p['arms']
+    arms = [{'channels':present, **a, **typed, **c, 'overrides':{**a.get('overrides', p.get('overrides', {})), **s}} for s in parse_settings(set) for a in arms for c in sets]
+    return grid(arms, p['seeds'], epochs=p['epochs'], precision=precision or p['precision'])
+
 def sweep(
     protocol:str,  # such as chroma, task-a or task-b: what is trained, on what, for how long
     data:str=None,  # where the data is; default: as the protocol says
@@ -122,20 +131,17 @@ def sweep(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
-    from mils.runs import protocols,grid,read_results,results_dir,run_name,seed_set,sweep_runs
+    from mils.runs import protocols,results_dir,run_name,seed_set,sweep_runs
     p = lookup(protocols, protocol, 'protocol')
-    ds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
-    arms,folds = parse_networks(networks) if networks else p['arms'],p.get('folds', False)
-    forced = {k:v for k,v in dict(epochs=epochs, seeds=parse_numbers(seeds) if seeds else None, recipe=recipe).items() if v is not None}
-    sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
-    arms = [{'channels':ds.channels, **a, **forced, **c, 'overrides':{**a.get('overrides', p.get('overrides', {})), **s}} for s in parse_settings(set) for a in arms for c in sets]
-    cfgs = grid(arms, p['seeds'], epochs=p['epochs'], precision=precision or p['precision'])
-    if skip_recorded and (results_dir()/protocol/'runs.csv').exists():
-        known = read_results(protocol)['runs'].run.tolist()
+    ds,folds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived')),p.get('folds', False)
+    cfgs = _plan(p, ds.channels, networks, channels, set, precision, epochs=epochs, seeds=parse_numbers(seeds) if seeds else None, recipe=recipe)
+    if skip_recorded and (at := results_dir()/protocol/'runs.csv').exists():
+        import pandas as pd
+        known = {*pd.read_csv(at, usecols=['run']).run}
         cfgs = [c for c in cfgs if run_name(c, seed_set(ds, c.seed, folds)) not in known]
     failed = sweep_runs(cfgs, ds, Path(runs)/protocol, jobs=jobs, folds=folds)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {Path(runs)/protocol}')
-    for run,e in failed.items(): print(f'failed: {run}: {e}', file=sys.stderr)
+    for run,why in failed.items(): print(f'failed: {run}: {why}', file=sys.stderr)
     return int(bool(failed))
 
 def results(
@@ -151,11 +157,11 @@ def results(
     print(t[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
     print(f'{len(t)} runs, tables in {out}')
 
-def _of_protocol(protocol, data, out):
+def _of_protocol(protocol, data, out, skip_bad):
     "The data of a protocol, and the folder for its tables, which is there afterwards"
     from mils.runs import protocols,results_dir
     p = lookup(protocols, protocol, 'protocol')
-    ds,out = _load(data or p['data'], p['size'], p.get('classes'), False, p.get('derived')),Path(out) if out else results_dir()/protocol
+    ds,out = _load(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived')),Path(out) if out else results_dir()/protocol
     out.mkdir(parents=True, exist_ok=True)
     return ds,out
 
@@ -165,11 +171,12 @@ def convert(
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the tables; default: results/ and the protocol's name
     methods:str=None,  # such as covariance,rebuilt; default: every way of converting
+    skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
     "Test a sweep's RGB networks on every channel set without training, and keep the stems of its others"
     from mils.conversions import convert_runs,plain_runs
     from mils.stems import collect_stems
-    ds,out = _of_protocol(protocol, data, out)
+    ds,out = _of_protocol(protocol, data, out, skip_bad)
     if collect_stems(Path(runs)/protocol, ds, out) and not plain_runs(Path(runs)/protocol): return
     preds = convert_runs(Path(runs)/protocol, ds, out, methods=methods.split(',') if methods else None)
     acc = (preds['rank']<1).groupby([preds.method,preds.recalibrated,preds.channels], observed=True, sort=False).mean().unstack()
@@ -180,14 +187,16 @@ def fuse(
     data:str=None,  # where the data is; default: as the protocol says
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the table; default: results/ and the protocol's name
+    skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
     "Compare a sweep's trained networks with what is deployed of them, on every test picture"
     from mils.deployed import deployed_runs
-    print(deployed_runs(Path(runs)/protocol, *_of_protocol(protocol, data, out)).to_string(index=False))
+    print(deployed_runs(Path(runs)/protocol, *_of_protocol(protocol, data, out, skip_bad)).to_string(index=False))
 
 def costs(
     protocol:str,  # whose networks, such as task-b
     rounds:int=15,  # of timing, all networks in turn
+    device:str='cpu',  # or cuda
     out:str=None,  # folder for the table; default: results/ and the protocol's name
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks on this machine"
@@ -197,7 +206,8 @@ def costs(
     networks = {json.dumps(n):n for a in p['arms'] for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
     n = len(parse_numbers(p['classes'])) if p.get('classes') else _load(p['data'], p['size'], None, False).n_classes
-    t = measure(networks.values(), n, p['size'], rounds=rounds, precision=p['precision']).assign(**{k:environment()[k] for k in ('machine','cores','torch')})
+    env = environment(device)
+    t = measure(networks.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out/'costs.csv', t.to_csv(index=False, float_format='%.6g'))
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
@@ -274,4 +284,4 @@ def main(
         args = vars(_parser(f).parse_args(argv[1:]))
         return f(**{k:v for k,v in args.items() if k not in ('pdb','xtra')}) or 0
     except (ValueError,OSError,RuntimeError,ImportError) as e: print(f'mils: {e}', file=sys.stderr); return 1
-    except KeyboardInterrupt: print('mils: interrupted; the same command continues', file=sys.stderr); return 130
+    except KeyboardInterrupt: print('mils: interrupted'+'; the same command continues'*(argv[0] in ('data','train','sweep')), file=sys.stderr); return 130

@@ -7,10 +7,10 @@ __all__ = ['conversions', 'solved', 'ConstantFill', 'matched_kernel', 'positions
            'solve_layers', 'convert_runs', 'plain_runs']
 
 # %% ../nbs/06b_conversions.ipynb #61581850
-import itertools,json
+import itertools
 from copy import deepcopy
 from pathlib import Path
-import numpy as np,pandas as pd,torch
+import pandas as pd,torch
 from torch import nn
 import torch.nn.functional as F
 from .core import *
@@ -156,7 +156,7 @@ def convert_runs(
     for k in methods or (): lookup({**conversions, **solved}, k, 'conversion')
     every,preds = [*itertools.product(conversions, (False,True)), *((k,True) for k in solved)],[]
     ways = [w for w in every if not methods or w[0] in methods]
-    for cfg,folder in plain_runs(root):
+    for cfg,folder in progress(plain_runs(root), 'runs'):
         net,own = load_run(folder),run_set(folder, ds)
         stats = train_stats(own)
         x = torch.cat([x for x,_ in itertools.islice(Batches(own, 'train', stats, bs=512, train=True), max(1, n//512))])
@@ -183,5 +183,4 @@ def plain_runs(
     root,  # a folder of runs
 )->list: # of (configuration, folder)
     "Finished runs of networks with a plain stem on RGB"
-    runs = [(json.loads((f.parent/'config.json').read_text())['config'], f.parent) for f in sorted(Path(root).glob('*/DONE'))]
-    return [(c,f) for c,f in runs if not c['dynamic'] and tuple(c['channels'])==tuple('RGB')]
+    return [(c,f) for c,f in finished_runs(root) if not c['dynamic'] and tuple(c['channels'])==tuple('RGB')]

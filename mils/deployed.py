@@ -19,7 +19,7 @@ from .conversions import *
 # %% ../nbs/06d_deployed.ipynb #3a75310d
 @torch.inference_mode()
 def deployed_gap(
-    net:nn.Module,  # as it was trained
+    net:nn.Module,  # as it was trained; put into evaluation mode
     batches,  # of `(x, y)`, as from `Batches`
 )->dict: # `images`, `gap` (largest difference of a logit), `same` (pictures with the same prediction)
     "How far is what is deployed from what was trained?"
@@ -35,7 +35,7 @@ def deployed_runs(
 )->pd.DataFrame: # `run`, `seed`, `images`, `gap`, `same`
     "`deployed_gap` of every plain network on RGB below `root`, on all test pictures"
     rows = []
-    for cfg,folder in plain_runs(root):
+    for cfg,folder in progress(plain_runs(root), 'runs'):
         own = run_set(folder, ds)
         rows.append(dict(run=folder.name, seed=cfg['seed'], **deployed_gap(load_run(folder), Batches(own, 'test', train_stats(own), bs=256))))
     if not rows: raise ValueError(f'no plain network on RGB among the finished runs in {root}')

@@ -10,7 +10,6 @@ import base64,io,json,logging,shutil,subprocess,tarfile,tempfile,warnings
 from pathlib import Path
 import numpy as np,torch
 from PIL import Image
-from torch import nn
 from .core import *
 from .channels import *
 from .chroma import chroma

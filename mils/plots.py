@@ -12,7 +12,6 @@ import numpy as np,pandas as pd
 def draw_shares(
     shares:dict,  # label -> table with `ratio`, `ratio_low`, `ratio_high`, a row a channel set, the same sets in all
     ax=None,  # of matplotlib
-    whose:str="the specialist's",  # the yardstick, in the axis label
 ):
     "Ratios with intervals by channel set, around a line at one"
     import matplotlib.pyplot as plt
@@ -21,7 +20,7 @@ def draw_shares(
     for i,(k,t) in enumerate(shares.items()):
         ax.errorbar(np.arange(len(t))+step*(i-(len(shares)-1)/2), t.ratio, yerr=[t.ratio-t.ratio_low,t.ratio_high-t.ratio], fmt='osDx^'[i%5], ms=5, capsize=2, lw=1, label=k)
     ax.axhline(1, color='.3', lw=1)
-    ax.set(xticks=range(len(t)), xticklabels=t.index, ylabel=f'share of {whose} accuracy')
+    ax.set(xticks=range(len(t)), xticklabels=t.index, ylabel="share of the specialist's accuracy")
     lo,hi = ax.get_ylim()
     ax.set_ylim(lo-.15*(hi-lo), hi); ax.legend(fontsize=7, ncol=len(shares), loc='lower center')             # below the marks
     return ax
@@ -61,16 +60,15 @@ def draw_kinds(ax):
 def draw_frontier(
     networks:pd.DataFrame,  # `accuracy`, `low`, `high` in percent, `multiply_adds` of one picture, `depth`; a row a network
     ax=None,  # of matplotlib
-    shallow:int=6,  # to this depth marks are filled
     named=None,  # networks whose names are written; all by default
 ):
-    "Networks by arithmetic (logarithmic) and accuracy"
+    "Networks by arithmetic (logarithmic) and accuracy; marks of those with at most six layers are filled"
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(7.5,4.4))[1]
     t = networks.assign(macs=networks.multiply_adds/1e6)
     for n,r in t.iterrows():
         c,mark = kind(n)
-        ax.errorbar(r.macs, r.accuracy, yerr=[[r.accuracy-r.low],[r.high-r.accuracy]], fmt=mark, color=c, mfc=c if r.depth<=shallow else 'white', ms=6, capsize=2, lw=1)
+        ax.errorbar(r.macs, r.accuracy, yerr=[[r.accuracy-r.low],[r.high-r.accuracy]], fmt=mark, color=c, mfc=c if r.depth<=6 else 'white', ms=6, capsize=2, lw=1)
     ax.set(xscale='log', xlabel='million multiply-adds', ylabel='test accuracy, %'); ax.margins(x=.15); number_log(ax.xaxis)
     t = t.loc[list(named) if named is not None else t.index]
     draw_names(ax, t.macs, t.accuracy, [f"{n.replace('resnet34 stem=','ResNet34, ').replace('width=','×')} · {d:.0f}" for n,d in t.depth.items()])

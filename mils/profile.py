@@ -217,14 +217,13 @@ def fuse_norms(
 def throughput(
     net:nn.Module,  # in the state in which it is to be timed
     size:int=64,  # pixels
-    channels:int=3,
     batches=(1,4,16,64,256),  # sizes to try; ends early when a picture takes longer than at the size before
     rounds:int=5,
 )->pd.DataFrame: # a row a batch size: `batch`, `ms` a picture (median), `images_per_s`, `useful` (the largest useful batch)
     "Pictures a second, by batch size"
     device,rows = next(net.parameters()).device,[]
     for n in batches:
-        x = torch.randn(n, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         ms = 1e3*in_turns({'net':lambda: net(x)}, rounds).seconds.median()/n
         rows.append(dict(batch=n, ms=ms, images_per_s=1e3/ms))
         if len(rows)>1 and ms>1.05*rows[-2]['ms']: break
@@ -234,7 +233,7 @@ def throughput(
 # %% ../nbs/04_profile.ipynb #543d2b16
 def _status(key):
     "A line of this process's status in bytes"
-    return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith(key))
+    return next(int(l.split()[1])*1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
 
 def _training(net, x, precision):
     "A training step with AdamW, as a function"
@@ -316,12 +315,20 @@ def energy(
     "Energy of a call, repeated; `nan` where it cannot be measured"
     count,source = energy_counter(device)
     if count is None: return float('nan'),source
+    settle = torch.cuda.synchronize if torch.device(device).type=='cuda' else lambda: None
+    f(); settle()
     n,start,end = 0,count(),time.perf_counter()+seconds
     while time.perf_counter()<end: f(); n += 1
-    if torch.device(device).type=='cuda': torch.cuda.synchronize()
+    settle()
     return (count()-start)/n,source
 
 # %% ../nbs/04_profile.ipynb #50e2e07b
+def _counts(net, used, size):
+    "Depth, parameters and arithmetic of a network, and parameters of what is deployed of it"
+    d,m = depth(net, (2,3,size,size)),multiply_adds(net, (1,3,size,size))
+    return dict(depth=d.ops, depth_with_gates=d.ops_with_gates, nonlinear_depth=d.nonlinear, blocks=d.blocks,
+        parameters=parameters(net), parameters_deployed=parameters(used), multiply_adds=m, flops=2*m)
+
 def costs(
     networks,  # dicts of a model's name and options: `dict(model='wide_resnet', width=2)`
     n_classes:int=100,
@@ -331,19 +338,23 @@ def costs(
     device='cpu',
     precision:str='float32',  # of a training step: float32 or bfloat16
 )->pd.DataFrame: # a row a network
-    "Depth, parameters, arithmetic, time, memory and energy of networks, side by side"
+    """Depth, parameters, arithmetic, time, memory and energy of networks, side by side
+
+    `multiply_adds` and `flops` are of one picture. Milliseconds, each with quartiles: `ms` of one picture, `batch_ms` of a `batch` of useful size, `train_ms` of a training step of `train_batch`.
+    MiB at the peak of a process: `memory_mib` for one picture, `train_memory_mib` for a training step. `energy_mj`: millijoules of a picture, `nan` where `energy_source` says that there is no counter.
+    `OSError` on a CPU where the operating system does not tell a process's memory (Linux does).
+    """
     device,nets,steps,rows = torch.device(device),{},{},[]
     x = lambda n: torch.randn(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     for o in progress(networks, 'networks'):
         name,options = o['model'],{k:v for k,v in o.items() if k!='model'}
         net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
-        d,used = depth(net, (2,3,size,size)),fuse_norms(net)
-        row = dict(network=' '.join([name, *(f'{k}={v}' for k,v in sorted(options.items()))]), depth=d.ops, depth_with_gates=d.ops_with_gates, nonlinear_depth=d.nonlinear, blocks=d.blocks,
-            parameters=parameters(net), parameters_deployed=parameters(used), multiply_adds=multiply_adds(net, (1,3,size,size)))
+        used,one = fuse_norms(net),x(1)
+        row = dict(network=network_name(name, options), **_counts(net, used, size))
         nets[row['network']],steps[row['network']] = used,_training(net, x(train_batch), precision)
-        joules,source = energy(lambda: used(x(1)), device)
+        joules,source = energy(lambda: used(one), device)
         memory = lambda batch,train: peak_memory(name, n_classes, size, batch, train, device, precision, **options)/2**20
-        rows.append(dict(row, flops=2*row['multiply_adds'], batch=int(throughput(used, size).query('useful').batch.iloc[0]), energy_mj=1e3*joules, energy_source=source,
+        rows.append(dict(row, batch=int(throughput(used, size).query('useful').batch.iloc[0]), energy_mj=1e3*joules, energy_source=source,
             memory_mib=memory(1, False), train_memory_mib=memory(train_batch, True)))
     t = pd.DataFrame(rows).set_index('network')
     turns = lambda calls: quartiles(in_turns(calls, rounds))

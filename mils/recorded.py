@@ -19,7 +19,7 @@ class Recorded:
     ):
         every = [read_results(n) for n in names]
         for t in every: t['runs']['folds'] = t['runs'].data_key.nunique()>1
-        self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in every[0]}
+        self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in dict.fromkeys(k for t in every for k in t)}
         self.runs = self.tables['runs'].sort_values('seed', kind='stable')
         if 'held_out' in self.runs: self.runs['held_out'] = self.runs.held_out.astype(object).fillna('')       # an empty field is read as nothing
         self.by_run = dict(tuple(self.tables['predictions'].groupby('run', observed=True)))
@@ -33,17 +33,19 @@ class Recorded:
     def best(self,
         start:str,  # of the networks' names, such as `resnet34`
     )->str: # the name of a network
-        "The network with the highest validation accuracy, mean over its seeds"
-        return self.runs[self.runs.network.str.startswith(start)].groupby('network').val_top1.mean().idxmax()
+        "The network with the highest validation accuracy, mean over its seeds; `ValueError` where there is none"
+        t = self.runs[self.runs.network.str.startswith(start)]
+        if not len(t): raise ValueError(f'no network {start} is recorded')
+        return t.groupby('network').val_top1.mean().idxmax()
 
     def hits(self,
         runs,  # names of runs, one a seed
         channels=None,  # names of channel sets to average over; all by default
         top:int=1,  # right where the true class is among this many
     ): # `(seeds, images)`; `(seeds, 1)`, the share that was right, where each seed is a fold with images of its own
-        "Who was right"
+        "Who was right; `ValueError` as from `by_seed`, and where a run lacks predictions, or a channel set"
         if missing := [r for r in runs if r not in self.by_run]: raise ValueError(f'no predictions of {missing[0]}')
-        if len(set(self.seeds(runs)))<len(runs): raise ValueError(f'several runs of one seed among {", ".join(runs)}; name more settings')
+        self.by_seed(runs)
         if self.share(runs): return np.stack([right(self.by_run[r], [r], channels, top).mean(1) for r in runs])
         return right(pd.concat([self.by_run[r] for r in runs]), list(runs), channels, top)
 
@@ -60,13 +62,22 @@ class Recorded:
         "Their seeds"
         return self.runs.set_index('run').seed[list(runs)].tolist()
 
+    def by_seed(self,
+        runs,  # names of runs
+    )->dict: # seed -> name
+        "A network's runs by their seeds; `ValueError` for none, or for several of one seed"
+        if not len(runs): raise ValueError('no such run is recorded')
+        found = dict(zip(self.seeds(runs), runs))
+        if len(found)<len(runs): raise ValueError(f'several runs of one seed among {", ".join(runs)}; name more settings')
+        return found
+
     def specialists(self,
         sets,  # names of channel sets
         seeds=None,  # which; default: those that all of them have
         **settings,  # as for `find`
     ): # `(seeds, images)`
         "Who was right among the plain networks, each asked on the set that it was trained on, averaged over the sets; `ValueError` where one lacks a seed"
-        by_seed = [dict(zip(self.seeds(r), r)) for r in (self.find(dynamic=False, channels=s, **settings) for s in sets)]
+        by_seed = [self.by_seed(r) if r else {} for r in (self.find(dynamic=False, channels=s, **settings) for s in sets)]
         seeds = sorted(set.intersection(*map(set, by_seed))) if seeds is None else list(seeds)
         if not seeds or (missing := [s for s,r in zip(sets, by_seed) if not set(seeds)<=set(r)]): raise ValueError(f'no specialists of {", ".join(sets if not seeds else missing)} for the seeds asked for')
         return np.mean([self.hits([r[k] for k in seeds], [s]) for r,s in zip(by_seed, sets)], 0)
@@ -85,14 +96,14 @@ class Recorded:
         runs,  # names of runs that serve all of them, one a seed
         **settings,  # of the specialists, as for `find`
     )->dict: # as from `compare`
-        "How much better is one network than the specialists of its sets, over the seeds that all have?"
+        "How much better is one network than the specialists of its sets, over the seeds that all have? `ValueError` where there is none"
         runs = self.with_specialists(sets, runs, **settings)
         if not runs: raise ValueError('no seed in common: there are no pairs to compare')
         return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
 
     def pairs(self, *groups)->tuple: # of each group the runs whose seeds all have
-        "Runs of two or more networks in pairs; `ValueError` where no seed is common, or where a pair was not trained on the same data"
-        by_seed = [dict(zip(self.seeds(g), g)) for g in groups]
+        "Runs of two or more networks in pairs; `ValueError` where no seed is common, where a network has several runs of one, or where a pair was not trained on the same data"
+        by_seed = [self.by_seed(g) if len(g) else {} for g in groups]
         common = sorted(set.intersection(*map(set, by_seed)))
         if not common: raise ValueError('no seed in common: there are no pairs to compare')
         key = self.runs.set_index('run').data_key
@@ -111,6 +122,6 @@ class Recorded:
         a, b,  # names of runs; b is compared with a
         channels=None, top:int=1,  # as for `hits`
     )->dict: # as from `paired`, and one-sided lower bounds (95 %): `lower` of the ratio, `least` of the difference
-        "How much better is b than a, over the seeds that both have?"
+        "How much better is b than a, over the seeds that both have? `ValueError` as from `pairs`"
         a,b = self.pairs(a, b)
         return self.compare_hits(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['task_a', 'task_a_15', 'task_a_folds', 'task_b', 'task_b_length', 'task_b_ablation', 'task_b_recipe', 'task_b_full',
            'protocols', 'code_version', 'identity', 'describe', 'run_name', 'environment', 'train_run', 'load_run',
-           'run_set', 'grid', 'seed_set', 'sweep_runs', 'results_dir', 'collect_runs', 'write_results', 'read_results',
-           'grow']
+           'run_set', 'grid', 'seed_set', 'sweep_runs', 'results_dir', 'finished_runs', 'collect_runs', 'write_results',
+           'read_results', 'grow']
 
 # %% ../nbs/06_runs.ipynb #d2586ee0
-import inspect,json,os,platform,subprocess,sys,time
+import inspect,json,os,platform,subprocess,sys
 from dataclasses import asdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -69,7 +69,7 @@ def describe(
 )->str: # `"wide_resnet width=2"`
     "A short name of a run's network, the same for all seeds"
     if isinstance(cfg, Config): cfg = asdict(cfg)
-    words = [cfg['model'], *(f'{k}={v}' for k,v in sorted(cfg['options'].items()))]
+    words = [network_name(cfg['model'], cfg['options'])]
     if cfg['dynamic']: words += _stem_words(cfg)
     if tuple(cfg['channels'])!=tuple('RGB'): words.append(set_name(cfg['channels']))
     if cfg['recipe']!='same': words.append(f"recipe={cfg['recipe']}")
@@ -85,13 +85,15 @@ def run_name(
 # %% ../nbs/06_runs.ipynb #2a8e8cec
 def _commit():
     "The git commit, with `+` where files differ from it; empty outside a checkout"
-    git = lambda *a: subprocess.run(['git',*a], cwd=Path(mils.learner.__file__).parent, capture_output=True, text=True).stdout.strip()
-    try: return git('rev-parse','--short=12','HEAD')+('+' if git('status','--porcelain','--untracked-files=no','--','.') else '')
+    home = Path(mils.learner.__file__)
+    git = lambda *a: subprocess.run(['git',*a], cwd=home.parent, capture_output=True, text=True).stdout.strip()
+    try: ours = git('ls-files', home.name)                           # an installed package may lie in a checkout of something else
     except OSError: return ''
+    return git('rev-parse','--short=12','HEAD')+('+' if git('status','--porcelain','--untracked-files=no','--','.') else '') if ours else ''
 
 def _cpu():
     "The processor's name"
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    try: return next(l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
     except (OSError,StopIteration): return platform.processor()
 
 def environment(
@@ -134,7 +136,6 @@ def train_run(
     ds:ImageSet,  # on what
     root='runs',  # where runs live, a folder each
     device=None,  # default: a GPU where there is one
-    compile:bool=False,  # use `torch.compile`
     wait:bool=True,  # for another process that is at this run
 )->Path: # the run's folder
     """Train, or continue, or do nothing where it is done; afterwards the folder holds weights, predictions and `DONE`
@@ -146,17 +147,17 @@ def train_run(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/'.lock', timeout=-1 if wait else 0):
         for left in folder.glob('.*.tmp'): left.unlink()                       # of a process that was killed while it wrote
-        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, compile)
+        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device)
         (folder/'state.safetensors').unlink(missing_ok=True)
     return folder
 
-def _train(cfg, ds, folder, device, compile):
+def _train(cfg, ds, folder, device):
     "The work of `train_run`, with the folder locked"
     about = dict(identity(cfg, ds), source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped,
                  images={k:len(v) for k,v in ds.splits.items()}, started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     write_atomic(folder/'config.json', json.dumps(about, indent=1))
     write_atomic(folder/'env.json', json.dumps(environment(device), indent=1))
-    learn = get_learner(cfg, ds, device, write=_save_epoch(folder), compile=compile)
+    learn = get_learner(cfg, ds, device, write=_save_epoch(folder))
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     learn.fit(cfg.epochs, start_epoch=len(rows))
@@ -297,7 +298,7 @@ def sweep_runs(
     device=None,
     jobs:int=1,  # runs at a time
     folds:bool=False,  # see `seed_set`
-)->dict: # run name -> the error of each run that failed
+)->dict: # run name -> what went wrong, for each run that failed
     "Train every run that is not done yet; runs that another sweep is at come last"
     failed = {}
     with ExitStack() as stack:
@@ -313,7 +314,7 @@ def sweep_runs(
                 try: run()
                 except Timeout: cfgs.append(cfg)
                 except (OSError,BrokenProcessPool): raise
-                except Exception as e: failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = e
+                except Exception as e: failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = f'{type(e).__name__}: {e}'      # in words: an exception would keep the network in memory
     return failed
 
 # %% ../nbs/06_runs.ipynb #2684d683
@@ -337,12 +338,18 @@ def _row(folder):
         **{k:done.get(k) for k in ('parameters','units','dead_units','seconds','images_per_s','finished')},
         **{k:env[k] for k in ('device','machine','cores','threads','bf16','python','torch','torchvision','fastai','commit')})
 
+def finished_runs(
+    root='runs',  # where runs live
+)->list: # of (configuration, folder)
+    "Finished runs; where some differ in nothing but code, the one with today's, or the last"
+    return [(json.loads((f/'config.json').read_text())['config'], f) for f in _current(p.parent for p in Path(root).glob('*/DONE'))]
+
 def collect_runs(
     root='runs',  # where runs live
     out=None,  # folder for the tables, made where it is missing
 )->dict: # `runs`, `epochs`, `channels`, `gradients`, `predictions` as DataFrames
-    "Tables of all finished runs (where some differ in nothing but code: of the one with today's, or the last), and of those that `out` already records for the same code"
-    done = _current(p.parent for p in Path(root).glob('*/DONE'))
+    "Tables of `finished_runs`, and of those that `out` already records for the same code; `ValueError` where none is finished"
+    done = [f for _,f in finished_runs(root)]
     if not done: raise ValueError(f'no finished run in {root}')
     read = lambda f: pd.read_json(f, lines=True).assign(run=f.parent.name)
     preds = pd.concat([pd.read_parquet(f/'predictions.parquet').assign(run=f.name) for f in done], ignore_index=True)
@@ -371,11 +378,16 @@ def _gradients(epochs):
     rows = [(r.run,r.epoch,i,*o) for r in epochs.itertuples() if isinstance(r.gradients, list) for i,o in enumerate(r.gradients)]
     return pd.DataFrame(rows, columns=['run','epoch','position','layer','gradient','weight'])
 
+def _but_code(runs):
+    "What a run was, its code aside, as text"
+    t = runs.reindex(columns=[*Config.__dataclass_fields__,'data_key','size','classes']).astype(object).fillna('')
+    return t.map(lambda v: f'{v:g}' if isinstance(v, (int,float)) else str(v)).agg('|'.join, axis=1)
+
 def _merge(old, new):
     "`new` tables and the rows of other runs in `old`, if their code is that of the new runs or of today"
     runs = old['runs'].reindex(columns=new['runs'].columns)
     same = runs.code.isin(new['runs'].code)|(runs.code==runs.model.map(_today(runs.model)))
-    keep = runs.run[same&~runs.run.isin(new['runs'].run)]
+    keep = runs.run[same&~runs.run.isin(new['runs'].run)&~_but_code(runs).isin(_but_code(new['runs']))]
     if not len(keep): return new
     kept = {k:t[t.run.isin(keep)] for k,t in {**old, 'runs':runs}.items()}
     both = {k:pd.concat([o[k] for o in (kept,new) if k in o], ignore_index=True) for k in {**kept, **new}}
@@ -413,10 +425,11 @@ def grow(
     path,  # a CSV or parquet file of such rows beside `runs.csv`, or nothing yet
     keys=('run',),  # columns that tell which rows of the file are in `table` anew
 )->pd.DataFrame:
-    "`table` and those rows of the file whose runs are recorded still and that are not in it"
+    "`table` and those rows of the file that are not in it and whose runs are recorded still (all of them where no `runs.csv` is there yet)"
     path = Path(path)
     if not path.exists(): return table
-    old,known = (pd.read_parquet if path.suffix=='.parquet' else pd.read_csv)(path),set(pd.read_csv(path.with_name('runs.csv')).run)
+    old,runs = (pd.read_parquet if path.suffix=='.parquet' else pd.read_csv)(path),path.with_name('runs.csv')
+    known = set((pd.read_csv(runs) if runs.exists() else old).run)
     anew = set(zip(*(table[k] for k in keys)))
     old = old[[r in known and k not in anew for r,k in zip(old.run, zip(*(old[k] for k in keys)))]]
     return pd.concat([old, table], ignore_index=True).astype(table.dtypes.drop(table.select_dtypes('category').columns)) if len(old) else table

@@ -282,7 +282,7 @@ def _render_quarto(nbs, out):
     "Process and render with Quarto"
     shutil.rmtree(get_config().config_path/'_proc', ignore_errors=True)
     proc = proc_nbs(nbs)
-    subprocess.run(['quarto','render','--no-cache'], cwd=proc, check=True)
+    if subprocess.run(['quarto','render','--no-cache'], cwd=proc).returncode: raise RuntimeError('quarto could not render the pages; its own message stands above')
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(proc/get_config().doc_path.name, out)
 

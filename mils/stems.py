@@ -6,9 +6,8 @@
 __all__ = ['kernel_table', 'correlation_table', 'collect_stems']
 
 # %% ../nbs/06c_stems.ipynb #fd824407
-import json
 from pathlib import Path
-import numpy as np,pandas as pd,torch
+import numpy as np,pandas as pd
 from .core import *
 from .data import *
 from .generators import *
@@ -42,8 +41,7 @@ def collect_stems(
 )->dict: # `kernels`, `correlations` as DataFrames, each with the column `run`
     "Tables of the stems that complete by covariance, empty where there is none; kernels of seed 0 only"
     kernels,corr = [],[]
-    for f in sorted(p.parent for p in Path(root).glob('*/DONE')):
-        cfg = json.loads((f/'config.json').read_text())['config']
+    for cfg,f in finished_runs(root):
         if not (cfg['dynamic'] and cfg['generator']=='covariance'): continue
         stem = load_run(f).stem
         own = run_set(f, ds)

@@ -77,12 +77,16 @@ def test_summary_that_differs(led, tmp_path):
 
 # ---- rows appear where results and networks do
 
+def test_every_planned_figure_is_measured():
+    "No row is lost because a network got another name"
+    assert len(audit.measured())==len(pd.read_csv(reported/'measured.csv'))
+
 def test_results_of_task_b_appear(monkeypatch, tmp_path):
     out = tmp_path/'results'
     shutil.copytree(reported, out/'reported'); shutil.copytree(results_dir()/'task-a', out/'task-b')
     runs = pd.read_csv(out/'task-b'/'runs.csv')
     plain = ~runs.dynamic&(runs.channels=='RGB')&(runs.epochs==5)
-    runs.loc[plain,['network','epochs']] = ['wide_resnet width=2',10]
+    runs.loc[plain,['network','epochs']] = ['wide_resnet width=4',10]
     runs.to_csv(out/'task-b'/'runs.csv', index=False)
     monkeypatch.setenv('MILS_RESULTS', str(out))
     m = audit.measured().set_index('claim')

@@ -29,6 +29,13 @@ def test_errors_are_one_line(words, say, capsys):
     err = capsys.readouterr().err
     assert err.startswith('mils: ') and say in err and len(err.splitlines())==1
 
+@pytest.mark.parametrize('command,goes_on', [('sweep',True),('costs',False)])
+def test_an_interrupted_command_says_whether_it_goes_on(command, goes_on, monkeypatch, capsys):
+    def stopped(protocol:str): raise KeyboardInterrupt
+    monkeypatch.setitem(cli._commands, command, stopped)
+    assert main([command,'chroma'])==130
+    assert ('the same command continues' in capsys.readouterr().err)==goes_on
+
 def test_unknown_option_is_status_2():
     with pytest.raises(SystemExit) as e: main(['train','small_cnn','--colour','red'])
     assert e.value.code==2
@@ -126,3 +133,9 @@ def test_skip_bad(tmp_path, monkeypatch, capsys):
     assert 'val1.png' in err and 'val.txt line 2' in err and '--skip-bad' in err
     assert main(['data','cache',str(tmp_path),'--skip-bad'])==0 and 'val 1' in capsys.readouterr().out
     assert main(['data','check',str(tmp_path)])==1 and 'unreadable 1' in capsys.readouterr().out
+    monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
+    monkeypatch.chdir(tmp_path)
+    from mils.runs import protocols
+    for k,v in dict(data=str(tmp_path), classes=None, size=9).items(): monkeypatch.setitem(protocols['task-b'], k, v)
+    assert main('fuse task-b'.split())==1 and 'val1.png' in capsys.readouterr().err
+    assert main('fuse task-b --skip-bad'.split())==1 and 'no plain network' in capsys.readouterr().err        # the data are read, and there are no runs

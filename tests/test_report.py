@@ -1,5 +1,5 @@
 "The report says what the results say: nothing in it is typed"
-import io,re,subprocess,tarfile
+import ast,io,re,subprocess,tarfile
 from pathlib import Path
 import nbformat,pandas as pd,pytest
 from mils.runs import protocols,grid
@@ -11,7 +11,9 @@ pages = sorted((repo/'nbs'/'report').glob('*.ipynb'))
 
 def texts(nb):
     "What the cells show, pictures aside"
-    return [''.join(o.data.get('text/markdown', o.data['text/plain'])) for c in nb.cells if c.cell_type=='code' for o in c.outputs if 'data' in o and 'text/plain' in o.data and 'image/png' not in o.data]
+    outputs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
+    printed = [o.text for o in outputs if o.output_type=='stream' and o.name=='stdout']
+    return printed+[''.join(o.data.get('text/markdown', o.data['text/plain'])) for o in outputs if 'data' in o and 'text/plain' in o.data and 'image/png' not in o.data]
 
 def executed(page):
     nb = nbformat.read(page, 4)
@@ -32,13 +34,30 @@ def test_stored_pages_are_up_to_date(committed, name):
     page = committed/'nbs'/'report'/name
     assert texts(nbformat.read(page, 4))==texts(executed(page))
 
+def sentences(c):
+    "Prose of a cell: Markdown, captions, and every longer text in its code, without what is put in"
+    if c.cell_type!='code': return [c.source]*(c.cell_type=='markdown')
+    tree = ast.parse(c.source)
+    strings = [n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)]
+    inside = {id(v) for n in strings for v in n.values}
+    whole = [''.join(v.value if isinstance(v, ast.Constant) else '…' for v in n.values) for n in strings]
+    whole += [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in inside]
+    return re.findall(r'^#\| (?:fig|tbl)-(?:cap|alt): (.*)$', c.source, re.M)+[t for t in whole if t.count(' ')>5]
+
 MEASURED = re.compile(r'(?<![\w.`/:])[-+]?\d+\.\d+(?![\w.]*`)|\b\d+ ?(?:pp|ms|MiB)\b')
 @pytest.mark.parametrize('page', pages, ids=[p.stem for p in pages])
 def test_no_figure_is_typed_into_prose(page):
-    for c in nbformat.read(page, 4).cells:
-        prose = c.source if c.cell_type=='markdown' else ' '.join(re.sub(r'\{[^{}]*\}', '', s) for s in re.findall(r'Markdown\(f?"""(.*?)"""', c.source, re.S))
+    for prose in (s for c in nbformat.read(page, 4).cells for s in sentences(c)):
         prose = re.sub(r'<style>.*?</style>|arXiv:[\d.]+|WCAG [\d.]+', '', prose, flags=re.S)
         assert not (found := MEASURED.findall(prose)), (found, prose[:200])
+
+def test_typed_figures_are_found():
+    cell = lambda source, kind='code': nbformat.from_dict(dict(cell_type=kind, source=source))
+    found = lambda c: [MEASURED.findall(s) for s in sentences(c)]
+    assert found(cell('A network reaches 53.1 of 100.', 'markdown'))==[['53.1']]
+    assert found(cell('Markdown(f"All of these {n} runs took 17.3 hours on this machine.")'))==[['17.3']]
+    assert found(cell("said = f'a text {x:.2f} that is put together {1.5*n} before it is shown'"))==[[]]
+    assert found(cell('#| tbl-cap: "Differences, up to 3 pp."\nt'))==[['3 pp']]
 
 def test_a_changed_result_changes_the_pages(committed):
     at = committed/'results'/'task-b'

@@ -1,5 +1,5 @@
 "Runs survive `kill -9`, damaged files, full disks and each other"
-import json,os,random,resource,signal,subprocess,sys,time
+import random,resource,subprocess,sys
 from pathlib import Path
 import pandas as pd,pytest
 from mils.learner import *
@@ -27,10 +27,11 @@ def test_kill_and_resume(tmp_path):
     while True:
         p = start(tmp_path/'killed')
         p.stdout.readline()
-        limit = rng.uniform(.1,1.6) if kills<6 else None
+        limit = rng.uniform(.1,1.6) if kills<6 else 300
         try: code = p.wait(limit)
         except subprocess.TimeoutExpired:
             p.kill(); p.wait(); code,kills = None,kills+1
+            assert kills<=6, 'it hangs'
         now = finished(tmp_path/'killed')
         assert done.items()<=now.items()                 # what was done is there, untouched
         done = now
@@ -92,8 +93,16 @@ def test_full_disk_keeps_finished_runs(tiny, tmp_path):
     assert sweep_runs(cfgs, tiny, tmp_path)=={} and len(finished(tmp_path))==2
 
 def test_one_failed_run_does_not_stop_the_others(tiny, tmp_path):
-    failed = sweep_runs([Config(epochs=1, options=dict(width=0)), Config(epochs=1, overrides=dict(bs=60))], tiny, tmp_path)
-    assert len(failed)==1 and len(finished(tmp_path))==1
+    failed = sweep_runs([bad := Config(epochs=1, options=dict(width=0)), Config(epochs=1, overrides=dict(bs=60))], tiny, tmp_path)
+    assert list(failed)==[run_name(bad, tiny)] and 'Error: ' in failed[run_name(bad, tiny)] and len(finished(tmp_path))==1
+
+def test_two_runs_at_a_time(tiny, tmp_path):
+    "As one at a time: a failed run is told, the others are done, and done stays done"
+    cfgs = [CFG, Config(epochs=2, seed=1, overrides=dict(bs=60)), Config(epochs=1, options=dict(width=0))]
+    failed = sweep_runs(cfgs, tiny, tmp_path, jobs=2)
+    assert list(failed)==[run_name(cfgs[2], tiny)] and set(finished(tmp_path))=={run_name(c, tiny) for c in cfgs[:2]}
+    before = finished(tmp_path)
+    assert sweep_runs(cfgs[:2], tiny, tmp_path, jobs=2)=={} and finished(tmp_path)==before
 
 def test_tables_round_trip(tiny, tmp_path, monkeypatch):
     sweep_runs([CFG, Config(epochs=2, dynamic=True, sampling='sample', overrides=dict(bs=60))], tiny, tmp_path/'runs')

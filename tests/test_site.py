@@ -132,6 +132,8 @@ def test_quarto(project, monkeypatch):
     monkeypatch.setenv('PATH', f'{fake.parent}:{os.environ["PATH"]}')
     assert build_site(root=project).read_text()=='done\n'
     assert build_site(root=project).read_text()=='done\n'
+    fake.write_text('#!/bin/sh\nexit 1\n')
+    with pytest.raises(RuntimeError, match='could not render'): build_site(root=project)
 
 def test_nbdev_processes_every_notebook():
     "For Quarto nbdev runs exported cells and all cells with an import, and no other: these have to stand alone"
