@@ -69,7 +69,7 @@ def test_a_changed_result_changes_the_pages(committed):
         before,after = '\n'.join(texts(nbformat.read(page, 4))),'\n'.join(texts(executed(page)))
         changed = [y for x,y in zip(before.splitlines(), after.splitlines()) if x!=y]
         assert any('strict4' in y or 'four layers' in y for y in changed), name
-    assert 'reaches 100.0%' in after and 'reaches 100.0%' not in before
+    assert 'right on 100.0%' in after and 'right on 100.0%' not in before
 
 @pytest.mark.parametrize('name', protocols)
 def test_every_network_of_a_protocol_can_be_made(name):
