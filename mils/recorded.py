@@ -43,7 +43,8 @@ class Recorded:
         channels=None,  # names of channel sets to average over; all by default
         top:int=1,  # right where the true class is among this many
     ): # `(seeds, images)`; `(seeds, 1)`, the share that was right, where each seed is a fold with images of its own
-        "Who was right; `ValueError` as from `by_seed`, and where a run lacks predictions, or a channel set"
+        "Who was right; `ValueError` for no run, for several of one seed, and where a run lacks predictions, or a channel set"
+        if not len(runs): raise ValueError('no such run is recorded')
         if missing := [r for r in runs if r not in self.by_run]: raise ValueError(f'no predictions of {missing[0]}')
         self.by_seed(runs)
         if self.share(runs): return np.stack([right(self.by_run[r], [r], channels, top).mean(1) for r in runs])
@@ -65,8 +66,7 @@ class Recorded:
     def by_seed(self,
         runs,  # names of runs
     )->dict: # seed -> name
-        "A network's runs by their seeds; `ValueError` for none, or for several of one seed"
-        if not len(runs): raise ValueError('no such run is recorded')
+        "A network's runs by their seeds; `ValueError` for several of one seed"
         found = dict(zip(self.seeds(runs), runs))
         if len(found)<len(runs): raise ValueError(f'several runs of one seed among {", ".join(runs)}; name more settings')
         return found
@@ -77,7 +77,7 @@ class Recorded:
         **settings,  # as for `find`
     ): # `(seeds, images)`
         "Who was right among the plain networks, each asked on the set that it was trained on, averaged over the sets; `ValueError` where one lacks a seed"
-        by_seed = [self.by_seed(r) if r else {} for r in (self.find(dynamic=False, channels=s, **settings) for s in sets)]
+        by_seed = [self.by_seed(r) for r in (self.find(dynamic=False, channels=s, **settings) for s in sets)]
         seeds = sorted(set.intersection(*map(set, by_seed))) if seeds is None else list(seeds)
         if not seeds or (missing := [s for s,r in zip(sets, by_seed) if not set(seeds)<=set(r)]): raise ValueError(f'no specialists of {", ".join(sets if not seeds else missing)} for the seeds asked for')
         return np.mean([self.hits([r[k] for k in seeds], [s]) for r,s in zip(by_seed, sets)], 0)
@@ -103,7 +103,7 @@ class Recorded:
 
     def pairs(self, *groups)->tuple: # of each group the runs whose seeds all have
         "Runs of two or more networks in pairs; `ValueError` where no seed is common, where a network has several runs of one, or where a pair was not trained on the same data"
-        by_seed = [self.by_seed(g) if len(g) else {} for g in groups]
+        by_seed = [*map(self.by_seed, groups)]
         common = sorted(set.intersection(*map(set, by_seed)))
         if not common: raise ValueError('no seed in common: there are no pairs to compare')
         key = self.runs.set_index('run').data_key

@@ -32,8 +32,9 @@ def right(
     if channels is not None: p = p[p.channels.isin(list(channels))]
     t = (p['rank']<top).astype(float).groupby([p.run,p.image], observed=True).mean().unstack()
     if missing := [r for r in runs if r not in t.index]: raise ValueError(f'no predictions of {missing[0]}')
-    there = p.groupby('run', observed=True).channels.nunique()
-    if channels is not None and (short := [r for r in runs if there[r]<len(set(channels))]): raise ValueError(f'{short[0]} was not tested on all of {", ".join(channels)}')
+    if channels is not None:
+        there = p.groupby('run', observed=True).channels.nunique()
+        if short := [r for r in runs if there[r]<len(set(channels))]: raise ValueError(f'{short[0]} was not tested on all of {", ".join(channels)}')
     if t.isna().any().any(): raise ValueError('the runs were not tested on the same pictures')
     return t.loc[list(runs)].to_numpy()
 
