@@ -214,12 +214,13 @@ task_a_folds = [*({**_plain, 'channels':set_name(s)} for s in channel_sets()), _
 _strict,_wide,_deep = dict(model='strict4'),dict(model='wide_resnet', options=dict(width=2)),dict(model='resnet34', options=dict(stem='half'))
 _fine = {**_strict, 'options':dict(fine=2)}
 _cifar,_imagenet = ({**_deep, 'options':dict(stem=s)} for s in ('cifar','imagenet'))      # the same with more and with less to compute
+_study = {**_wide, 'options':dict(width=4)}                                      # the study's own width
 task_b = [_strict, _fine, _wide, _deep,
     _cifar, _imagenet,
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)},
     {**_wide, 'options':dict(width=2, dropout=0.)},                                  # as the strict networks are
-    {**_strict, 'options':dict(fine=1)}, {**_wide, 'options':dict(width=4)}]          # the study's own width, and the strict network that is to beat it at half its arithmetic
+    {**_strict, 'options':dict(fine=1)}, _study]                                     # the strict network that is to beat the study's at half its arithmetic, and that
 task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep, _cifar)]
 
 def _changed(base, options):
@@ -236,7 +237,7 @@ task_b_ablation = [
     *(dict(model=f'strict{d}', options=dict(width=.5)) for d in (3,6)),
     *_together(_blocks, [dict(dropout=0.), dict(blocks=3), dict(blocks=5)], opt='muon'), *_together(_blocks, [dict(dropout=0., blocks=3)]),      # two changes at once: the strongest after the first seed
     *_together(_thin, [dict(fine=2), dict(width=1.), dict(dropout=.3)], opt='muon')]
-task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep, _imagenet)), *({**a, 'recipe':'seed-baseline'} for a in (_deep, _imagenet))]
+task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep, _imagenet, _study)), *({**a, 'recipe':'seed-baseline'} for a in (_deep, _imagenet))]
 _claims = ('strict4','wide_resnet','resnet34')
 task_b_full = [*({**a, **_five} if a['model'] in _claims else a for a in task_b), *task_b_length, *task_b_ablation, *task_b_recipe]
 
