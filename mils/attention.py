@@ -38,7 +38,7 @@ class Cbam(nn.Module):
         return x*self.positions(x)
 
 class AttentionBlock(ResBlock):
-    "A residual block whose result is weighed before the shortcut is added"
+    "A residual block whose result is weighed before the shortcut is added: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)` (CBAM: Woo et al., 2018, arXiv:1807.06521)"
     def __init__(self,
         ni,  # input features
         nf,  # output features

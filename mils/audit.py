@@ -246,9 +246,9 @@ _why = {   # pattern in a claim -> why nothing can be said
     r'^recipe|^dataset\.all\.image_size':           'a setting, which was stated and is taken over',
     r'^dataset\.public':                            'comes from the course, and is the yardstick here',
     r'width8\.delta':                               'no number: the network did not fit into memory',
-    r'inference|memory|energy|epoch_time|train_time': 'depends on a device, a batch size and a way of measuring that are not stated',
+    r'inference|memory|energy|epoch_time|train_time': 'depends on a device, a batch size and a way of measuring that are not stated; how networks compare here is on the page of costs',
     r'params|flops':                                'the network is not described so that it could be built again',
-    r'gradient|convergence':                        'needs the training curves, which are not published',
+    r'gradient|convergence':                        'needs the training curves, which are not published; ours are on the page of dynamics',
     r'mean_accuracy':                               'the seven accuracies behind it are not stated'}
 
 def _reason(claim): return next((r for p,r in _why.items() if re.search(p, claim)), 'nothing in the documents or here is tied to it')

@@ -86,7 +86,7 @@ class SplitAttention(nn.Module):
         return (x*self.weights(x)[...,None,None]).sum(1)
 
 class ResNeStBlock(nn.Module):
-    "A bottleneck with split attention in the middle; downsampling by means (ResNet-D: He et al., 2018, arXiv:1812.01187)"
+    "A bottleneck with split attention in the middle: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)`; downsampling by means (ResNet-D: He et al., 2018, arXiv:1812.01187)"
     def __init__(self,
         ni,  # input features
         mid,  # features in the middle
@@ -250,7 +250,7 @@ def depthwise(
     return nn.Sequential(nn.Conv2d(nf, nf, 3, stride, 1, groups=nf, bias=False), nn.BatchNorm2d(nf))
 
 class GhostBlock(nn.Module):
-    "Expand by ghosts, shrink the picture, squeeze and excite, narrow by ghosts"
+    "Expand by ghosts, shrink the picture, squeeze and excite, narrow by ghosts: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)` (Han et al., 2019, arXiv:1911.11907)"
     def __init__(self,
         ni,  # input features
         mid,  # features in the middle

@@ -33,7 +33,7 @@ def deployed_runs(
     ds:ImageSet,  # the data they were trained on
     out=None,  # folder for `deployed.csv`, which grows
 )->pd.DataFrame: # `run`, `seed`, `images`, `gap`, `same`
-    "`deployed_gap` of every plain network on RGB below `root`, on all test pictures"
+    "`deployed_gap` of every plain network on RGB below `root`, on all test pictures; `ValueError` where there is none"
     rows = []
     for cfg,folder in progress(plain_runs(root), 'runs'):
         own = run_set(folder, ds)

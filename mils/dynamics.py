@@ -22,16 +22,18 @@ def weight_layers(
     return {k:m.weight for k,m in net.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear)) and m.weight.requires_grad}
 
 class Gradients(Callback):
-    "Norms of gradients and weights by layer, means over the steps of an epoch"
+    "Euclidean norms of gradients and weights by layer, means over every so many steps of an epoch"
     order = 55
-    def __init__(self, every:int=10): self.every = every
+    def __init__(self,
+        every:int=10,  # steps from one look to the next
+    ): self.every = every
     def before_train(self): self.rows,self.layers = [],weight_layers(self.model)
     def before_step(self):
         if self.iter%self.every: return
         seen = {k:w for k,w in self.layers.items() if w.grad is not None}
         self.names = list(seen)
         self.rows.append(torch.stack([torch.stack(torch._foreach_norm([w.grad for w in seen.values()])), torch.stack(torch._foreach_norm([w.detach() for w in seen.values()]))]))
-    def means(self)->list: # `[layer, gradient, weight]` of each layer
+    def means(self)->list: # `[layer, norm of its gradient, norm of its weight]` of each layer
         "Of the epoch that just ended"
         return [[k,g,w] for k,g,w in zip(self.names, *torch.stack(self.rows).mean(0).tolist())]
 

@@ -39,7 +39,7 @@ def small_cnn(
     width:int=1,  # multiplies 32, 64, 128, 256 filters
     last:int=None,  # stride of the last convolution; default: 2 from 64 px on, else 1
 )->nn.Module:
-    "Four convolutions and a classifier, about 0.4 million parameters at width 1"
+    "Four convolutions and a classifier, about 0.4 million parameters at width 1: `(batch, c_in, size, size)` to logits `(batch, n_classes)`"
     nf = [width*f for f in (32,64,128,256)]
     return nn.Sequential(
         conv_bn(c_in,  nf[0], 3, stride=2),
@@ -50,7 +50,7 @@ def small_cnn(
 
 # %% ../nbs/03_models.ipynb #85fb2537
 class ResBlock(nn.Module):
-    "Two 3x3 convolutions and a shortcut (He et al., 2015, arXiv:1512.03385)"
+    "Two 3x3 convolutions and a shortcut, `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)` (He et al., 2015, arXiv:1512.03385)"
     def __init__(self,
         ni:int,  # input channels
         nf:int,  # output channels
@@ -68,7 +68,7 @@ def wide_resnet(
     width:int=4,  # multiplies 64 filters in the stem, 128 and 256 in the blocks
     dropout:float=0.3,  # before the classifier
 )->nn.Module:
-    "Stem, two wide residual blocks, pooling, dropout, classifier"
+    "Stem, two wide residual blocks, pooling, dropout, classifier: `(batch, c_in, size, size)` to logits `(batch, n_classes)` (after Zagoruyko and Komodakis, 2016, arXiv:1605.07146)"
     nf = [width*f for f in (64,128,256)]
     return nn.Sequential(
         conv_bn(c_in, nf[0], 7, stride=2),
@@ -89,7 +89,7 @@ def resnet34(
     size:int=64,  # pixels of the input's side
     stem:str=None,  # `imagenet`, `half` or `cifar`; default: `cifar` to 32 px, `half` below 128 px, then `imagenet`
 )->nn.Module:
-    "torchvision's ResNet34 (He et al., 2015, arXiv:1512.03385), untrained, with the stem that suits the resolution"
+    "torchvision's ResNet34 (He et al., 2015, arXiv:1512.03385), untrained, with the stem that suits the resolution: `(batch, c_in, size, size)` to logits `(batch, n_classes)`; `ValueError` for another stem"
     stem = stem or ('cifar' if size<=32 else 'half' if size<128 else 'imagenet')
     ks,stride,pool = lookup(stems, stem, 'stem')
     net = _tv_resnet34(num_classes=n_classes)

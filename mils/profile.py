@@ -118,7 +118,7 @@ class Depth:
     nonlinear:int  # as `ops`, neighbours without a nonlinearity between them counted once
     blocks:int  # modules in a row
     path:tuple  # names of the modules on the longest path
-    graph:nx.DiGraph  # of all weight layers, an edge where one's output reaches the other without a third between
+    graph:nx.DiGraph  # of the weight layers, those in gates left out, an edge where one's output reaches the other without a third between
     def __repr__(self): return f'Depth(ops={self.ops}, ops_with_gates={self.ops_with_gates}, nonlinear={self.nonlinear}, blocks={self.blocks})'
 
 def depth(
@@ -185,7 +185,7 @@ def multiply_adds(
 @torch.inference_mode()
 def in_turns(
     calls:dict,  # name -> function without arguments
-    rounds:int=15,
+    rounds:int=15,  # in each of which all take turns
     threads:int=None,  # default: as torch has them
     least:float=.05,  # seconds for a measurement
 )->pd.DataFrame: # a row a round and name: `round`, `name`, `seconds` of one call
@@ -218,7 +218,7 @@ def throughput(
     net:nn.Module,  # in the state in which it is to be timed
     size:int=64,  # pixels
     batches=(1,4,16,64,256),  # sizes to try; ends early when a picture takes longer than at the size before
-    rounds:int=5,
+    rounds:int=5,  # of timing a batch size
 )->pd.DataFrame: # a row a batch size: `batch`, `ms` a picture (median), `images_per_s`, `useful` (the largest useful batch)
     "Pictures a second, by batch size"
     device,rows = next(net.parameters()).device,[]
@@ -285,7 +285,7 @@ def _nvml(device):
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(h)/1e3
 
 class Rapl:
-    "Joules of all processor packages since it was made; counters that start anew at their end are followed"
+    "Joules of all processor packages since it was made; counters that start anew at their end are followed; `OSError` where there is none"
     def __init__(self, root='/sys/class/powercap'):
         self.zones = [z for z in sorted(Path(root).glob('*-rapl:*')) if z.name.count(':')==1 and (z/'name').read_text().startswith('package')]      # psys holds the packages again
         self.span = [int((z/'max_energy_range_uj').read_text()) for z in self.zones]
@@ -310,7 +310,7 @@ def energy_counter(
 def energy(
     f,  # function without arguments
     device='cpu',
-    seconds:float=2.,  # for how long to repeat it; a counter ticks about once a millisecond
+    seconds:float=2.,  # for how long to repeat it; RAPL ticks about once a millisecond, NVML every 20 to 100
 )->tuple: # joules of a call, everything that the machine does meanwhile included; source
     "Energy of a call, repeated; `nan` where it cannot be measured"
     count,source = energy_counter(device)
@@ -334,7 +334,7 @@ def costs(
     n_classes:int=100,
     size:int=64,  # pixels
     train_batch:int=128,  # of a training step
-    rounds:int=15,
+    rounds:int=15,  # in each of which all take turns
     device='cpu',
     precision:str='float32',  # of a training step: float32 or bfloat16
 )->pd.DataFrame: # a row a network

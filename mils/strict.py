@@ -25,7 +25,7 @@ branches = {
     'double': lambda ni,nf,ks,stride: nn.Sequential(*_norm_conv(ni, nf, ks, stride), *_norm_conv(nf, nf, 1))}
 
 class Branches(nn.Module):
-    "Linear pieces side by side, one convolution once `fuse`d"
+    "Linear pieces side by side, one convolution once `fuse`d: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)` (RepVGG: Ding et al., 2021, arXiv:2101.03697); `ValueError` for a branch that does not exist"
     def __init__(self,
         ni:int,  # input channels
         nf:int,  # output channels
@@ -88,7 +88,7 @@ def strict(
     dropout:float=0.,  # before the classifier
     init:str='default',  # see `inits`
 )->Plain:
-    "Convolutions in a row, mean and maximum pooling, classifier; `fuse()` gives the network as it is deployed"
+    "Convolutions in a row, mean and maximum pooling, classifier: `(batch, c_in, size, size)` to logits `(batch, n_classes)`; `fuse()` gives the network as it is deployed. `ValueError` for a depth without a plan, a branch or first weights that do not exist"
     layers,ni = [],c_in
     for i,(nf,ks,stride,pool) in enumerate(lookup(plans, depth, 'depth')):
         nf,stride = 8*round(nf*width/8),stride*(2 if size>=112 and i==0 else 1)

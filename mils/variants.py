@@ -25,7 +25,7 @@ def initialise(
     net:nn.Module,  # just made; changed in place
     init:str,  # one of `inits`
 )->nn.Module:
-    "Give convolutions and linear layers other weights to begin with"
+    "Give convolutions and linear layers other weights to begin with (`fan_out`: He et al., 2015, arXiv:1502.01852); `ValueError` for another name"
     f = lookup(inits, init, 'initialisation')
     for m in net.modules():
         if isinstance(m, (nn.Conv2d,nn.Linear)): f(m.weight)
@@ -41,7 +41,7 @@ def wide_resnet_blocks(
     blocks:int=4,  # 3, 4 or 5, stem and classifier counted
     init:str='default',  # one of `inits`
 )->nn.Module:
-    "`wide_resnet` with another number of blocks or other first weights"
+    "`wide_resnet` with another number of blocks or other first weights: `(batch, c_in, size, size)` to logits `(batch, n_classes)`; `ValueError` for another number or name"
     a,b,c = (width*f for f in (64,128,256))
     rows = lookup({3:[(a,b,2)], 4:[(a,b,2),(b,c,2)], 5:[(a,b,2),(b,c,2),(c,c,1)]}, blocks, 'number of blocks')
     net = wide_resnet(n_classes, c_in, size, width, dropout)
