@@ -220,7 +220,8 @@ task_b = [_strict, _fine, _wide, _deep,
     *(dict(model=m) for m in ('attention_cnn','dense_efficient','multiscale_cnn','mini_swin','ghostnet_style','resnest4','wide_convnext','convmixer','efficientnet_style')),
     *(dict(model=f'strict{d}') for d in (2,3,6)), {**_strict, 'options':dict(width=1.5)},
     {**_wide, 'options':dict(width=2, dropout=0.)},                                  # as the strict networks are
-    {**_strict, 'options':dict(fine=1)}, _study]                                     # the strict network that is to beat the study's at half its arithmetic, and that
+    {**_strict, 'options':dict(fine=1)}, _study,                                    # the strict network that is to beat the study's at half its arithmetic, and that
+    dict(model='strict3', options=dict(fine=2))]
 task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep, _cifar)]
 
 def _changed(base, options):
