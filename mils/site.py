@@ -35,6 +35,14 @@ from pybtex.plugin import find_plugin
 from .core import *
 
 # %% ../nbs/11_site.ipynb #c716b5b3
+_logged = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ .*\n?', re.M)  # a line as glog writes it: level, day, time, process
+
+def _drop_logs(cell):
+    "Take log lines out of what `cell` printed"
+    for o in cell.get('outputs', []):
+        if o.get('name')=='stderr': o.text = _logged.sub('', o.text)
+    if cell.get('outputs'): cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr' or o.text]
+
 def run_notebook(
     nb,  # a notebook, changed in place
     cwd,  # folder in which it runs
@@ -51,6 +59,7 @@ def run_notebook(
     try: client.execute()
     except Exception as e:
         raise RuntimeError(f"{name}, cell {at[-1]+1 if at else 1}: {str(e).strip()}") from None
+    for c in nb.cells: _drop_logs(c)
 
 # %% ../nbs/11_site.ipynb #7ad89c4d
 def stage(
