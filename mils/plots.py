@@ -43,8 +43,8 @@ def draw_names(
     from adjustText import adjust_text
     bars = [s for c in ax.collections for s in c.get_segments()]
     taken = np.concatenate([np.c_[list(x),list(y)], *(np.linspace(*s, 9) for s in bars)])
-    adjust_text([ax.text(*o, fontsize=7) for o in zip(x, y, names)], *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.5),
-        force_text=(.3,.5), force_static=(.15,.25), iter_lim=500)          # stronger than by default, for two dozen names
+    adjust_text([ax.text(*o, fontsize=7, ha='center', va='center') for o in zip(x, y, names)], *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6),
+        force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)          # stronger than by default, for two dozen names
 
 def number_log(
     *axes,  # of matplotlib, such as `ax.xaxis`, logarithmic
@@ -65,7 +65,7 @@ def draw_frontier(
 ):
     "Networks by arithmetic (logarithmic) and accuracy; marks of those with at most six layers are filled"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(8.5,5.4))[1]
+    ax = ax or plt.subplots(figsize=(10,6.6))[1]
     t = networks.assign(macs=networks.multiply_adds/1e6)
     for n,r in t.iterrows():
         c,mark = kind(n)

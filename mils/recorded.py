@@ -6,6 +6,7 @@
 __all__ = ['Recorded']
 
 # %% ../nbs/07c_recorded.ipynb #7ec00003
+from itertools import permutations
 import numpy as np,pandas as pd
 from .core import *
 from .runs import *
@@ -125,3 +126,12 @@ class Recorded:
         "How much better is b than a, over the seeds that both have? `ValueError` as from `pairs`"
         a,b = self.pairs(a, b)
         return self.compare_hits(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))
+
+    def rematched(self,
+        a, b,  # as for `compare`
+    )->list: # as from `compare`, one for each way to pair the seeds
+        "How much hangs on which run of b meets which of a? `ValueError` as from `pairs`, and for folds, whose pictures make the pairs"
+        a,b = self.pairs(a, b)
+        if self.share(a): raise ValueError('folds make pairs by their pictures; there is no other way')
+        x,y = self.hits(a),self.hits(b)
+        return [self.compare_hits(x, y[list(o)]) for o in permutations(range(len(y)))]

@@ -35,10 +35,10 @@ from pybtex.plugin import find_plugin
 from .core import *
 
 # %% ../nbs/11_site.ipynb #c716b5b3
-_logged = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ .*\n?', re.M)  # a line as glog writes it: level, day, time, process
+_logged = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ .*\n?|\r[^\n]*', re.M)  # a line as glog writes it (level, day, time, process), and a progress bar
 
 def _drop_logs(cell):
-    "Take log lines out of what `cell` printed"
+    "Take log lines and progress bars out of what `cell` printed"
     for o in cell.get('outputs', []):
         if o.get('name')=='stderr': o.text = _logged.sub('', o.text)
     if cell.get('outputs'): cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr' or o.text]

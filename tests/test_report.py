@@ -9,6 +9,13 @@ from mils.site import run_notebook
 repo = Path(__file__).resolve().parent.parent
 pages = sorted((repo/'nbs'/'report').glob('*.ipynb'))
 
+@pytest.mark.parametrize('notebook', sorted((repo/'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+def test_stored_outputs_are_clean(notebook):
+    "No progress bars, log lines or folders of the machine that made them"
+    for c in nbformat.read(notebook, 4).cells:
+        printed = ''.join(o.text for o in c.get('outputs', []) if o.output_type=='stream')
+        assert not (found := re.findall(r'\r|\d+%\||^[IWE]\d{4} .*|\S*site-packages\S*', printed, re.M)), (c.id, found)
+
 def texts(nb):
     "What the cells show, pictures aside"
     outputs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
