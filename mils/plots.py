@@ -43,7 +43,7 @@ def draw_names(
     from adjustText import adjust_text
     bars = [s for c in ax.collections for s in c.get_segments()]
     taken = np.concatenate([np.c_[list(x),list(y)], *(np.linspace(*s, 9) for s in bars)])
-    adjust_text([ax.text(*o, fontsize=7, ha='center', va='center') for o in zip(x, y, names)], *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6),
+    adjust_text([ax.text(*o, fontsize=7, ha='center', va='center', bbox=dict(fc='white', ec='none', alpha=.7, pad=.5)) for o in zip(x, y, names)], *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6),
         force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)          # stronger than by default, for two dozen names
 
 def number_log(
