@@ -195,21 +195,22 @@ def fuse(
 
 def costs(
     protocol:str,  # whose networks, such as task-b
+    networks:str=None,  # others than the protocol's, quoted: "strict4:fine=2 resnet34:stem=half,cifar"
     rounds:int=15,  # of timing, all networks in turn
     device:str='cpu',  # or cuda
-    out:str=None,  # folder for the table; default: results/ and the protocol's name
+    out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks on this machine"
     from mils.runs import protocols,results_dir,environment
     from mils.profile import costs as measure
     p = lookup(protocols, protocol, 'protocol')
-    networks = {json.dumps(n):n for a in p['arms'] for n in [dict(model=a['model'], **a.get('options', {}))]}
+    networks = {json.dumps(n):n for a in (parse_networks(networks) if networks else p['arms']) for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
     n = len(parse_numbers(p['classes'])) if p.get('classes') else _load(p['data'], p['size'], None, False).n_classes
     env = environment(device)
     t = measure(networks.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out/'costs.csv', t.to_csv(index=False, float_format='%.6g'))
+    write_atomic(out/('costs.csv' if device=='cpu' else f'costs-{device}.csv'), t.to_csv(index=False, float_format='%.6g'))
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
 
 def bench(

@@ -248,7 +248,7 @@ def _peak(name, n_classes, size, batch, train, device, precision, options):
     "Bytes at the peak of a few steps, in this process"
     device = torch.device(device)
     cuda = device.type=='cuda'
-    if not cuda: before = _status('VmRSS')
+    before = torch.cuda.memory_allocated(device) if cuda else _status('VmRSS')
     net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
     if not train: net = fuse_norms(net)
     gc.collect()                                          # the peak starts here: copies that merging needed do not count
@@ -257,7 +257,7 @@ def _peak(name, n_classes, size, batch, train, device, precision, options):
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     step = _training(net, x, precision) if train else torch.no_grad()(lambda: net(x))
     for _ in range(2): step()
-    return torch.cuda.max_memory_allocated(device) if cuda else _status('VmHWM')-before
+    return (torch.cuda.max_memory_allocated(device) if cuda else _status('VmHWM'))-before
 
 def peak_memory(
     name:str,  # see `list_models`
@@ -270,7 +270,9 @@ def peak_memory(
     **options,  # of the model
 )->int: # bytes, weights and pictures included
     "Memory that a network needs at most; `OSError` for a CPU without Linux's /proc"
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, name, n_classes, size, batch, train, str(device), precision, options).result()
+    job = name,n_classes,size,batch,train,str(device),precision,options
+    if torch.device(device).type=='cuda': return _peak(*job)
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak, *job).result()
 
 # %% ../nbs/04_profile.ipynb #44ff38be
 def _nvml(device):
@@ -341,10 +343,11 @@ def costs(
     """Depth, parameters, arithmetic, time, memory and energy of networks, side by side
 
     `multiply_adds` and `flops` are of one picture. Milliseconds, each with quartiles: `ms` of one picture, `batch_ms` of a `batch` of useful size, `train_ms` of a training step of `train_batch`.
-    MiB at the peak of a process: `memory_mib` for one picture, `train_memory_mib` for a training step. `energy_mj`: millijoules of a picture, `nan` where `energy_source` says that there is no counter.
+    MiB at the peak: `memory_mib` for one picture, `train_memory_mib` for a training step. Millijoules of a picture, `nan` where `energy_source` says that there is no counter: `energy_mj` alone, `batch_energy_mj` in a `batch`.
     `OSError` on a CPU where the operating system does not tell a process's memory (Linux does).
     """
     device,nets,steps,rows = torch.device(device),{},{},[]
+    sizes = (1,4,16,64,256) if device.type=='cpu' else (1,4,16,64,256,1024,4096)
     x = lambda n: torch.randn(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     for o in progress(networks, 'networks'):
         name,options = o['model'],{k:v for k,v in o.items() if k!='model'}
@@ -352,9 +355,11 @@ def costs(
         used,one = fuse_norms(net),x(1)
         row = dict(network=network_name(name, options), **_counts(net, used, size))
         nets[row['network']],steps[row['network']] = used,_training(net, x(train_batch), precision)
-        joules,source = energy(lambda: used(one), device)
+        batch = int(throughput(used, size, sizes).query('useful').batch.iloc[0])
+        many = x(batch)
+        (joules,source),(together,_) = energy(lambda: used(one), device),energy(lambda: used(many), device)
         memory = lambda batch,train: peak_memory(name, n_classes, size, batch, train, device, precision, **options)/2**20
-        rows.append(dict(row, batch=int(throughput(used, size).query('useful').batch.iloc[0]), energy_mj=1e3*joules, energy_source=source,
+        rows.append(dict(row, batch=batch, energy_mj=1e3*joules, batch_energy_mj=1e3*together/batch, energy_source=source,
             memory_mib=memory(1, False), train_memory_mib=memory(train_batch, True)))
     t = pd.DataFrame(rows).set_index('network')
     turns = lambda calls: quartiles(in_turns(calls, rounds))
