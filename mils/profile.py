@@ -248,6 +248,7 @@ def _peak(name, n_classes, size, batch, train, device, precision, options):
     "Bytes at the peak of a few steps, in this process"
     device = torch.device(device)
     cuda = device.type=='cuda'
+    gc.collect()                                          # what earlier networks left would go while this one is measured
     before = torch.cuda.memory_allocated(device) if cuda else _status('VmRSS')
     net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
     if not train: net = fuse_norms(net)

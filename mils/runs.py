@@ -222,7 +222,12 @@ task_b = [_strict, _fine, _wide, _deep,
     {**_wide, 'options':dict(width=2, dropout=0.)},                                  # as the strict networks are
     {**_strict, 'options':dict(fine=1)}, _study,                                    # the strict network that is to beat the study's at half its arithmetic, and that
     dict(model='strict3', options=dict(fine=2))]
-task_b_length = [{**a, 'epochs':e} for e in (5,20,40) for a in (_fine, _wide, _deep, _cifar)]
+_long = dict(epochs=40)
+_decide = dict(seeds=range(3))                                                  # the lengths that a target rests on
+task_b_length = [*({**a, **_long, **_decide} for a in (_fine, _cifar)), *({**a, **_long} for a in (_wide, _deep)), *({**a, 'epochs':e} for e in (5,20) for a in (_fine, _wide, _deep, _cifar)),
+    *({**_fine, **_long, 'overrides':o} for o in (dict(wd=.3), dict(shift=1/8), dict(smoothing=.2), dict(opt='muon'))),      # against learning the pictures by heart
+    {**_fine, **_long, 'options':dict(fine=2, dropout=.5)}, {**_fine, **_long, **_decide, 'options':dict(fine=2, dropout=.5), 'overrides':dict(wd=.3, shift=1/8)},
+    {**_cifar, **_long, 'overrides':dict(wd=.3, shift=1/8)}]
 
 def _changed(base, options):
     "`base`, and one option of the model or one part of the recipe changed at a time"
@@ -238,7 +243,7 @@ task_b_ablation = [
     *(dict(model=f'strict{d}', options=dict(width=.5)) for d in (3,6)),
     *_together(_blocks, [dict(dropout=0.), dict(blocks=3), dict(blocks=5)], opt='muon'), *_together(_blocks, [dict(dropout=0., blocks=3)]),      # two changes at once: the strongest after the first seed
     *_together(_thin, [dict(fine=2), dict(width=1.), dict(dropout=.3)], opt='muon')]
-task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep, _imagenet, _study)), *({**a, 'recipe':'seed-baseline'} for a in (_deep, _imagenet))]
+task_b_recipe = [*({**a, 'recipe':'seed'} for a in (_fine, _wide, _deep, _imagenet, _study, _cifar)), *({**a, 'recipe':'seed-baseline'} for a in (_deep, _imagenet, _cifar))]
 _claims = ('strict4','wide_resnet','resnet34')
 task_b_full = [*({**a, **_five} if a['model'] in _claims else a for a in task_b), *task_b_length, *task_b_ablation, *task_b_recipe]
 
