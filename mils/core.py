@@ -72,11 +72,18 @@ def _bare(tree):
             o.body = o.body[1:] or [ast.Pass()]
     return tree
 
+def _plain(o):
+    "A syntax tree as JSON can hold it, the same from every version of Python: fields that are empty, and empty pieces of f-strings, are in some and not in others"
+    if isinstance(o, list): return [_plain(v) for v in o]
+    if not isinstance(o, ast.AST): return ascii(o)
+    if isinstance(o, ast.JoinedStr): o.values = [v for v in o.values if not (isinstance(v, ast.Constant) and v.value=='')]
+    return [type(o).__name__, {k:_plain(v) for k,v in ast.iter_fields(o) if v not in (None,[])}]
+
 def code_digest(
     sources,  # Python source texts
 )->str: # 12 hexadecimal digits
-    "Identity of code: equal where only comments, layout or docstrings differ"
-    return digest([ast.unparse(_bare(ast.parse(s))) for s in sources])
+    "Identity of code: equal where only comments, layout or docstrings differ, in every version of Python"
+    return digest([_plain(_bare(ast.parse(s))) for s in sources])
 
 # %% ../nbs/00_core.ipynb #22253030
 def write_atomic(
