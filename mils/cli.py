@@ -200,17 +200,22 @@ def costs(
     device:str='cpu',  # or cuda
     out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name
 ):
-    "Measure depth, parameters, arithmetic, time and memory of a protocol's networks on this machine"
+    "Measure depth, parameters, arithmetic, time and memory of a protocol's networks, or some, on this machine"
     from mils.runs import protocols,results_dir,environment
     from mils.profile import costs as measure
     p = lookup(protocols, protocol, 'protocol')
-    networks = {json.dumps(n):n for a in (parse_networks(networks) if networks else p['arms']) for n in [dict(model=a['model'], **a.get('options', {}))]}
+    chosen = {json.dumps(n):n for a in (parse_networks(networks) if networks else p['arms']) for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
     n = len(parse_numbers(p['classes'])) if p.get('classes') else _load(p['data'], p['size'], None, False).n_classes
     env = environment(device)
-    t = measure(networks.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
+    t = measure(chosen.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out/('costs.csv' if device=='cpu' else f'costs-{device}.csv'), t.to_csv(index=False, float_format='%.6g'))
+    path = out/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
+    if networks and path.exists():                                       # the rows of others stay
+        import pandas as pd
+        old = pd.read_csv(path)
+        t = pd.concat([old[~old.network.isin(t.network)], t], ignore_index=True)
+    write_atomic(path, t.to_csv(index=False, float_format='%.6g'))
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
 
 def bench(
