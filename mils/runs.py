@@ -224,10 +224,10 @@ task_b = [_strict, _fine, _wide, _deep,
     dict(model='strict3', options=dict(fine=2))]
 _long = dict(epochs=40)
 _decide = dict(seeds=range(3))                                                  # the lengths that a target rests on
+_firm,_guard = {**_fine, 'options':dict(fine=2, dropout=.5)},dict(overrides=dict(wd=.3, shift=1/8))      # against learning the pictures by heart
 task_b_length = [*({**a, **_long, **_decide} for a in (_fine, _cifar)), *({**a, **_long} for a in (_wide, _deep)), *({**a, 'epochs':e} for e in (5,20) for a in (_fine, _wide, _deep, _cifar)),
-    *({**_fine, **_long, 'overrides':o} for o in (dict(wd=.3), dict(shift=1/8), dict(smoothing=.2), dict(opt='muon'))),      # against learning the pictures by heart
-    {**_fine, **_long, 'options':dict(fine=2, dropout=.5)}, {**_fine, **_long, **_decide, 'options':dict(fine=2, dropout=.5), 'overrides':dict(wd=.3, shift=1/8)},
-    {**_cifar, **_long, 'overrides':dict(wd=.3, shift=1/8)}]
+    *({**_fine, **_long, 'overrides':o} for o in (dict(wd=.3), dict(shift=1/8), dict(smoothing=.2), dict(opt='muon'))),
+    {**_firm, **_long}, {**_firm, **_long, **_decide, **_guard}, {**_cifar, **_long, **_guard}]
 
 def _changed(base, options):
     "`base`, and one option of the model or one part of the recipe changed at a time"
