@@ -13,7 +13,6 @@ from torchvision.models.swin_transformer import SwinTransformerBlock,PatchMergin
 from torchvision.ops import Permute
 from .core import *
 from .models import *
-from .models import _models
 from .convnets import *
 
 # %% ../nbs/03b_attention.ipynb #99b7979f
@@ -104,4 +103,4 @@ def mini_swin(
 
 # %% ../nbs/03b_attention.ipynb #37f0b6f1
 attention_nets = dict(attention_cnn=attention_cnn, mini_swin=mini_swin)
-_models.update(attention_nets)
+for f in attention_nets.values(): register_model(f)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torchvision.ops import SqueezeExcitation
 from .core import *
 from .models import *
-from .models import _models
+
 
 # %% ../nbs/03a_convnets.ipynb #999c161c
 def patch(
@@ -278,4 +278,4 @@ def ghostnet_style(
 # %% ../nbs/03a_convnets.ipynb #a711ce8b
 convnets = dict(wide_convnext=wide_convnext, resnest4=resnest4, dense_efficient=dense_efficient, convmixer=convmixer,
     efficientnet_style=efficientnet_style, multiscale_cnn=multiscale_cnn, ghostnet_style=ghostnet_style)
-_models.update(convnets)
+for f in convnets.values(): register_model(f)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from fastcore.meta import delegates
 from .core import *
 from .models import *
-from .models import _models
 from .variants import *
 
 # %% ../nbs/03d_strict.ipynb #25f518ff
@@ -103,4 +102,4 @@ def _of_depth(d):
     return f
 
 strict_nets = {f'strict{d}': _of_depth(d) for d in plans}
-_models.update(strict_nets)
+for name,f in strict_nets.items(): register_model(f, name=name)

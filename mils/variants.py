@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from .core import *
 from .models import *
-from .models import _models
+
 
 # %% ../nbs/03c_variants.ipynb #04f02772
 def _fan_out(w):
@@ -48,4 +48,4 @@ def wide_resnet_blocks(
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(rows[-1][1], n_classes)]
     return initialise(nn.Sequential(*net[:2], *(ResBlock(*r) for r in rows), *head), init)
 
-_models.update(wide_resnet_blocks=wide_resnet_blocks)
+register_model(wide_resnet_blocks)
