@@ -9,12 +9,12 @@ import argparse
 from copy import deepcopy
 import numpy as np,pandas as pd,torch
 from torch import nn
-from mils.channels import DynamicConv2d,convert
 from mils.core import write_atomic
 from mils.data import ChannelStats
-from mils.learner import sample_masks
+from mils.channels import convert,DynamicConv2d
 from mils.models import create_model
 from mils.profile import in_turns,quartiles
+from mils.learner import sample_masks
 
 CORR = np.array([[1,.93,.84],[.93,1,.94],[.84,.94,1]])
 STATS = ChannelStats(np.zeros(3), np.ones(3), CORR)

@@ -9,8 +9,8 @@ __all__ = ['DynamicConv2d', 'mix', 'SetAttention', 'ChannelAdaptive', 'find_stem
 from copy import deepcopy
 import torch
 from torch import nn
-from .core import *
-from .generators import *
+from .core import channel_set,lookup,set_name
+from .generators import ChannelAttention,generators
 
 # %% ../nbs/02a_channels.ipynb #0c9d04e4
 class DynamicConv2d(nn.Conv2d):

@@ -11,7 +11,7 @@ import ast,json,re,sys
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
-from .core import *
+from .core import lookup,write_atomic
 
 # %% ../nbs/10_cli.ipynb #a55e5c31
 def parse_numbers(

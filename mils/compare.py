@@ -12,8 +12,7 @@ import numpy as np,pandas as pd
 from scipy.stats import friedmanchisquare,mannwhitneyu,norm,permutation_test,rankdata,studentized_range,t as student
 from statsmodels.stats.contingency_tables import cochrans_q as _cochrans_q,mcnemar as _mcnemar
 from statsmodels.stats.multitest import multipletests
-from .core import *
-from .stats import *
+from .stats import crossed
 
 # %% ../nbs/07a_compare.ipynb #e3c30472
 def _pair(a, b):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image,ImageOps,TiffImagePlugin,UnidentifiedImageError,WebPImagePlugin
-from .core import *
+from .core import progress
 
 # %% ../nbs/01_data.ipynb #cc1ff748
 class ChannelStats(NamedTuple):

@@ -10,8 +10,6 @@ import pandas as pd,torch
 from torch import nn
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from .core import *
-from .learner import *
 from fastai.callback.core import Callback
 
 # %% ../nbs/05a_dynamics.ipynb #8d5d5de4

@@ -10,7 +10,7 @@ __all__ = ['generators', 'register_generator', 'completion', 'Generator', 'add_s
 # %% ../nbs/02_generators.ipynb #ea3210b6
 import torch
 from torch import nn
-from .core import *
+from .core import lookup,Registry
 
 # %% ../nbs/02_generators.ipynb #db3fff0f
 def completion(

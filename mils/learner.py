@@ -26,11 +26,11 @@ from fastai.callback.schedule import ParamScheduler,combined_cos,SchedCos
 from fastai.optimizer import OptimWrapper
 from safetensors import safe_open,SafetensorError
 from safetensors.torch import save
-from .core import *
-from .data import *
-from .generators import *
-from .channels import *
-from .models import *
+from .core import channel_set,channel_sets,lookup,progress,set_name,write_atomic
+from .data import channel_stats,ChannelStats,ImageSet
+from .generators import generators
+from .channels import ChannelAdaptive
+from .models import check_options,create_model
 
 # %% ../nbs/05_learner.ipynb #634827b8
 def reflect(

@@ -7,13 +7,14 @@ __all__ = ['stems', 'models', 'register_model', 'conv_bn', 'ConcatPool', 'small_
            'list_models', 'check_options', 'create_model']
 
 # %% ../nbs/03_models.ipynb #e3024254
-import inspect
+import importlib,inspect,pkgutil
+from functools import cache
 import torch
 from torch import nn
 import torch.nn.functional as F
 from torchvision.models import resnet34 as _tv_resnet34
-from .core import *
-from .channels import *
+from .core import channel_set,lookup,Registry
+from .channels import convert
 
 # %% ../nbs/03_models.ipynb #ba40db04
 def conv_bn(
@@ -104,8 +105,15 @@ register_model = models.register
 
 for f in (small_cnn, wide_resnet, resnet34): register_model(f)
 
+@cache
+def _find_models():
+    "Import the notebooks of `mils.networks`, each of which registers what it defines"
+    import mils.networks
+    for m in pkgutil.iter_modules(mils.networks.__path__): importlib.import_module(f'mils.networks.{m.name}')
+
 def list_models()->list:
     "Names that `create_model` knows"
+    _find_models()
     return list(models)
 
 def check_options(
@@ -113,6 +121,7 @@ def check_options(
     options:dict,  # what is to be given to it
 ):
     "`ValueError` with the nearest valid name for an unknown model or option, and for a text where a number belongs"
+    _find_models()
     known = dict(list(inspect.signature(models[name]).parameters.items())[2:])
     for k,v in options.items():
         usual = lookup(known, k, f'{name} option').default

@@ -18,12 +18,9 @@ from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode,sdpa_flop_count
 from torch.fx.experimental.optimization import fuse as _fuse_norms
-from .core import *
-from .channels import *
-from .models import *
-from .convnets import *
-from .attention import *
-from .strict import *
+from .core import network_name,progress
+from .channels import ChannelAdaptive
+from .models import create_model
 
 # %% ../nbs/04_profile.ipynb #70d8182e
 def deployed(

@@ -32,7 +32,7 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
-from .core import *
+from .core import progress
 
 # %% ../nbs/11_site.ipynb #c716b5b3
 _logged = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ .*\n?|\r[^\n]*', re.M)  # a line as glog writes it (level, day, time, process), and a progress bar

@@ -3,10 +3,10 @@ import copy,itertools
 import numpy as np,pytest,torch
 from hypothesis import given,settings,strategies as st
 from torch import nn
-from mils.core import channel_sets,set_name
-from mils.generators import *
-from mils.channels import *
+from mils.core import channel_sets
 from mils.data import ChannelStats
+from mils.generators import Generator,generators
+from mils.channels import ChannelAdaptive,convert,DynamicConv2d
 
 rng = np.random.default_rng(0)
 def stats(n=3):

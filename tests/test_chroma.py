@@ -1,7 +1,7 @@
 "What a notebook cannot show of chroma: a process of its own, and properties over many seeds"
 import subprocess,sys
-import numpy as np, pytest
-from mils.chroma import chroma,chroma_ceiling,paint,scenes,chroma_shapes
+import pytest
+from mils.chroma import chroma,chroma_ceiling,chroma_shapes,paint,scenes
 
 def test_no_torch():
     code = "import sys; from mils.chroma import *; chroma_ceiling(); sys.exit('torch' in sys.modules)"

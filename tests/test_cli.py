@@ -2,7 +2,7 @@
 import json,subprocess,sys
 import pandas as pd,pytest
 from mils import cli
-from mils.cli import *
+from mils.cli import main
 
 def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
 

@@ -1,5 +1,5 @@
 "From files to images: what goes wrong outside a notebook"
-import contextlib,errno,hashlib,io,os,random,shutil,signal,stat,subprocess,sys,threading,time,zipfile
+import errno,hashlib,io,os,random,shutil,signal,stat,subprocess,sys,threading,time,zipfile
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np,pytest
 from hypothesis import HealthCheck,given,settings,strategies as st
 from PIL import Image
 import mils.cache,mils.sets
-from mils.cache import *
-from mils.data import *
-from mils.sets import *
+from mils.data import absent,BadImages,channel_stats,check,decode,open_zip,read_manifest,Unreadable
+from mils.cache import cached,Pixels
+from mils.sets import download,get_data,load_data,Remote,REMOTES
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -316,7 +316,6 @@ def test_check_tells_what_is_there(tmp_path):
 CHILD = '''
 import sys,time,os
 import mils.cache as c
-from mils.data import read_manifest
 log,d = open(sys.argv[3],'ab',0),c.decode
 def slow(b, s): log.write(b'.'); time.sleep(.002); return d(b, s)
 c.decode = slow

@@ -1,9 +1,9 @@
 "Sampling of channel sets, views, distillation and Muon"
 import pytest,torch
 from fastai.callback.core import Callback
-from mils.chroma import chroma
 from mils.core import channel_sets,set_name
-from mils.learner import *
+from mils.chroma import chroma
+from mils.learner import ChannelSampling,Config,get_learner,load_state,orthogonal,save_state
 
 @pytest.fixture(scope='module')
 def ds(): return chroma(n_train=120, n_val=40, n_test=40)

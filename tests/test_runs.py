@@ -2,13 +2,11 @@
 import random,resource,subprocess,sys
 from pathlib import Path
 import pandas as pd,pytest
-from mils.learner import *
-from mils.runs import *
+from mils.learner import Config
+from mils.runs import collect_runs,load_run,read_results,run_name,sweep_runs,train_run
 
 CODE = '''
 import sys
-from mils.chroma import chroma
-from mils.runs import grid,sweep_runs
 ds = chroma(n_train=320, n_val=60, n_test=60)
 arms = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
 print('ready', flush=True)

@@ -4,9 +4,9 @@ from hypothesis import given,settings,strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
-from mils.calibration import *
-from mils.compare import *
-from mils.stats import *
+from mils.stats import bca,crossed,paired,right,wilson
+from mils.compare import cochran,friedman,mcnemar,non_inferior,permutation,wins
+from mils.calibration import ece,reliability
 
 def near(hits, n, nominal, tail=1e-4):
     "Whether a count is plausible for a nominal rate"
