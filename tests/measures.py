@@ -24,7 +24,7 @@ def module(path):
     "Names that a module exports, lines of code, wide ones, and syntax nodes"
     source = path.read_text()
     tree = ast.parse(source)
-    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id=='__all__'] if '__all__' in source else []
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '')=='__all__'] if '__all__' in source else []
     lines = [l for l in source.splitlines() if l.strip() and not l.lstrip().startswith('#')]
     return dict(exported=sum(len(l.elts) for l in lists), lines=len(lines), wide=sum(len(l)>WIDE for l in lines), nodes=sum(1 for _ in ast.walk(tree)))
 
