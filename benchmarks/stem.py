@@ -14,7 +14,7 @@ from mils.data import ChannelStats
 from mils.channels import convert,DynamicConv2d
 from mils.models import create_model
 from mils.profile import in_turns,quartiles
-from mils.learner import sample_masks
+from mils.sampling import sample_masks
 
 CORR = np.array([[1,.93,.84],[.93,1,.94],[.84,.94,1]])
 STATS = ChannelStats(np.zeros(3), np.ones(3), CORR)

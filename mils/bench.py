@@ -21,7 +21,11 @@ from .data import ChannelStats,ImageSet,Manifest,read_image,read_manifest,SPLITS
 from .cache import cached
 from .chroma import chroma
 from .models import create_model
-from .learner import Batches,Config,decay_groups,default_device,get_learner,has_bf16,keep_memory,opts,schedules,train_stats
+from .optim import decay_groups,opts,schedules
+from .machine import default_device,has_bf16,keep_memory
+from .batches import Batches,train_stats
+from .config import Config
+from .learner import get_learner
 
 # %% ../nbs/06f_bench.ipynb #188190e8
 def some(

@@ -94,7 +94,7 @@ def train(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train one network and print its accuracy"
-    from mils.learner import Config
+    from mils.config import Config
     from mils.runs import train_run
     arms,changes = parse_networks(network),parse_settings(set)
     if len(arms)*len(changes)!=1: raise ValueError(f'{network!r} {set!r} is {len(arms)*len(changes)} runs; `mils sweep` does several')

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from .core import channel_sets,lookup,progress,set_name,write_atomic
 from .data import ImageSet
 from .channels import convert,DynamicConv2d
-from .learner import Batches,predict,recalibrate,train_stats
+from .batches import Batches,train_stats
+from .prediction import predict,recalibrate
 from .runs import finished_runs,grow,load_run,run_set
 
 # %% ../nbs/06c_conversions.ipynb #a36cc92f

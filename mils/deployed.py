@@ -12,7 +12,7 @@ from torch import nn
 from .core import progress,write_atomic
 from .data import ImageSet
 from .profile import fuse_norms
-from .learner import Batches,train_stats
+from .batches import Batches,train_stats
 from .runs import grow,load_run,run_set
 from .conversions import plain_runs
 

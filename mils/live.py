@@ -13,7 +13,10 @@ from PIL import Image
 from .core import channel_sets,set_name,write_atomic
 from .chroma import chroma
 from .channels import ChannelAdaptive
-from .learner import Config,get_learner,predict_sets,train_stats
+from .batches import train_stats
+from .config import Config
+from .learner import get_learner
+from .prediction import predict_sets
 
 # %% ../nbs/11a_live.ipynb #38af3e9b
 def live_net(

@@ -27,7 +27,11 @@ from .data import ImageSet
 from .sets import fold
 from .generators import generators
 from .models import create_model,models
-from .learner import Config,default_device,get_learner,has_bf16,load_state,load_tensors,predict_sets,save_state,save_tensors
+from .machine import default_device,has_bf16
+from .config import Config
+from .learner import get_learner
+from .weights import load_state,load_tensors,save_state,save_tensors
+from .prediction import predict_sets
 from .dynamics import dead_units,Gradients
 
 # %% ../nbs/06a_runs.ipynb #d23d02fa

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np,pandas as pd
 from .core import set_name,write_atomic
 from .data import ChannelStats,ImageSet
-from .learner import stats_of,train_stats
+from .batches import stats_of,train_stats
 from .runs import finished_runs,grow,load_run,run_set
 
 # %% ../nbs/06d_stems.ipynb #ab54a69b

@@ -3,7 +3,11 @@ import pytest,torch
 from fastai.callback.core import Callback
 from mils.core import channel_sets,set_name
 from mils.chroma import chroma
-from mils.learner import ChannelSampling,Config,get_learner,load_state,orthogonal,save_state
+from mils.optim import orthogonal
+from mils.sampling import ChannelSampling
+from mils.config import Config
+from mils.learner import get_learner
+from mils.weights import load_state,save_state
 
 @pytest.fixture(scope='module')
 def ds(): return chroma(n_train=120, n_val=40, n_test=40)

@@ -4,7 +4,7 @@ from pathlib import Path
 import nbformat,pandas as pd,pytest
 from mils.core import digest
 from mils.models import create_model
-from mils.learner import Config
+from mils.config import Config
 from mils.runs import declared,grid,identity,protocols
 from mils.site import run_notebook
 

@@ -2,7 +2,7 @@
 import random,resource,subprocess,sys
 from pathlib import Path
 import pandas as pd,pytest
-from mils.learner import Config
+from mils.config import Config
 from mils.runs import collect_runs,load_run,read_results,run_name,sweep_runs,train_run
 
 CODE = '''
