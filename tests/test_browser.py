@@ -3,10 +3,10 @@ import functools,http.server,json,re,shutil,threading
 from pathlib import Path
 from urllib.parse import unquote,urldefrag
 import pytest
+from mils.site import build_site
 
 webdriver = pytest.importorskip('selenium.webdriver')
 from selenium.webdriver.support.ui import WebDriverWait
-from mils.site import build_site
 browser,driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium','google-chrome','chromium-browser'),('chromedriver',)))
 pytestmark = pytest.mark.skipif(not (browser and driver), reason='no Chromium with its driver on this machine')
 repo = Path(__file__).resolve().parent.parent
