@@ -10,7 +10,7 @@ from copy import deepcopy
 import numpy as np,pandas as pd,torch
 from torch import nn
 from mils.core import write_atomic
-from mils.data import ChannelStats
+from mils.imageset import ChannelStats
 from mils.channels import convert,DynamicConv2d
 from mils.models import create_model
 from mils.profile import in_turns,quartiles

@@ -10,7 +10,7 @@ import math,time,warnings
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
 import numpy as np,torch
 from .core import channel_set
-from .data import channel_stats,ChannelStats,ImageSet
+from .imageset import channel_stats,ChannelStats,ImageSet
 
 # %% ../nbs/05b_batches.ipynb #634827b8
 def reflect(

@@ -17,7 +17,10 @@ from torch import nn
 from torch.utils.data import Dataset,DataLoader
 from torchvision import transforms as T
 from .core import progress
-from .data import ChannelStats,ImageSet,Manifest,read_image,read_manifest,SPLITS
+from .source import SPLITS
+from .manifest import Manifest,read_manifest
+from .imageset import ChannelStats,ImageSet
+from .check import read_image
 from .cache import cached
 from .chroma import chroma
 from .models import create_model

@@ -62,7 +62,7 @@ def data(
     from mils import sets
     keep = _classes(classes)
     def check():
-        from mils.data import check
+        from mils.check import check
         report = check(sets.data_path(target), keep)
         print(report)
         return int(bool(report.bad))

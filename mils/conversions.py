@@ -14,7 +14,7 @@ import pandas as pd,torch
 from torch import nn
 import torch.nn.functional as F
 from .core import channel_sets,lookup,progress,set_name,write_atomic
-from .data import ImageSet
+from .imageset import ImageSet
 from .channels import convert,DynamicConv2d
 from .batches import Batches,train_stats
 from .prediction import predict,recalibrate

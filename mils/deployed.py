@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd,torch
 from torch import nn
 from .core import progress,write_atomic
-from .data import ImageSet
+from .imageset import ImageSet
 from .profile import fuse_norms
 from .batches import Batches,train_stats
 from .runs import grow,load_run,run_set

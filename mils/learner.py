@@ -16,7 +16,7 @@ from fastai.callback.core import Callback,TrainEvalCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import OptimWrapper
 from .core import channel_set,progress,set_name
-from .data import ImageSet
+from .imageset import ImageSet
 from .models import create_model
 from .optim import decay_groups,opts,schedules
 from .machine import Autocast,default_device,keep_memory

@@ -9,7 +9,7 @@ __all__ = ['predict', 'probe_sets', 'predict_sets', 'recalibrate']
 import numpy as np,pandas as pd,torch
 from torch import nn
 from .core import channel_set,channel_sets,set_name
-from .data import ChannelStats,ImageSet
+from .imageset import ChannelStats,ImageSet
 from .channels import ChannelAdaptive
 from .batches import Batches,train_stats
 

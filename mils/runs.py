@@ -23,8 +23,7 @@ import pandas as pd,torch
 from filelock import FileLock,Timeout
 import mils.generators,mils.channels,mils.models,mils.learner
 from .core import channel_sets,code_digest,digest,lookup,network_name,progress,set_name,write_atomic
-from .data import ImageSet
-from .sets import fold
+from .imageset import fold,ImageSet
 from .generators import generators
 from .models import create_model,models
 from .machine import default_device,has_bf16

@@ -9,7 +9,7 @@ __all__ = ['kernel_table', 'correlation_table', 'collect_stems']
 from pathlib import Path
 import numpy as np,pandas as pd
 from .core import set_name,write_atomic
-from .data import ChannelStats,ImageSet
+from .imageset import ChannelStats,ImageSet
 from .batches import stats_of,train_stats
 from .runs import finished_runs,grow,load_run,run_set
 

@@ -4,7 +4,7 @@ import numpy as np,pytest,torch
 from hypothesis import given,settings,strategies as st
 from torch import nn
 from mils.core import channel_sets
-from mils.data import ChannelStats
+from mils.imageset import ChannelStats
 from mils.generators import Generator,generators
 from mils.channels import ChannelAdaptive,convert,DynamicConv2d
 

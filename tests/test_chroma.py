@@ -1,10 +1,12 @@
 "What a notebook cannot show of chroma: a process of its own, and properties over many seeds"
 import subprocess,sys
 import pytest
-from mils.chroma import chroma,chroma_ceiling,chroma_shapes,paint,scenes
+from mils.ceiling import chroma_ceiling
+from mils.paint import chroma_shapes,paint,scenes
+from mils.chroma import chroma
 
 def test_no_torch():
-    code = "import sys; from mils.chroma import *; chroma_ceiling(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from mils.chroma import *; from mils.ceiling import *; chroma_ceiling(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable,'-c',code]).returncode==0
 
 @pytest.mark.parametrize('seed', range(1,6))

@@ -115,7 +115,7 @@ def test_sweep_options(monkeypatch, small):
 
 def test_light_imports():
     "Help, lists and the package itself need no PyTorch"
-    code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.data,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
+    code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.check,mils.cache,mils.sets,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
     def seconds(): return float(subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout)
     assert min(seconds() for _ in range(3))<.3       # the best of three: a busy machine delays one
 

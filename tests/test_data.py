@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np,pytest
 from hypothesis import HealthCheck,given,settings,strategies as st
 from PIL import Image
-import mils.cache,mils.sets
-from mils.data import absent,BadImages,channel_stats,check,decode,open_zip,read_manifest,Unreadable
-from mils.cache import cached,Pixels
-from mils.sets import download,get_data,load_data,Remote,REMOTES
+import mils.cache,mils.pixels
+from mils.source import open_zip
+from mils.manifest import read_manifest
+from mils.decode import decode,Unreadable
+from mils.imageset import channel_stats
+from mils.check import absent,BadImages,check
+from mils.pixels import Pixels
+from mils.cache import cached
+from mils.download import download
+from mils.archive import Remote
+from mils.sets import get_data,load_data,REMOTES
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -37,6 +44,10 @@ def course(n=12, k=2, fmt='PNG', **changes):
     a,b = n*2//3,n*5//6
     for s,r in (('train',range(a)),('val',range(a,b)),('test',range(b,n))): d[f'{s}.txt'] = ''.join(f'images/{i}.png {i%k}\n' for i in r)
     return d|changes
+
+def holds(path, data):
+    "Whether a file holds these bytes; a failing `==` would print both"
+    return path.read_bytes()==data
 
 def says(*parts, exc=ValueError):
     "Expect an error that holds all of these"
@@ -315,11 +326,11 @@ def test_check_tells_what_is_there(tmp_path):
 
 CHILD = '''
 import sys,time,os
-import mils.cache as c
+import mils.cache as c,mils.manifest
 log,d = open(sys.argv[3],'ab',0),c.decode
 def slow(b, s): log.write(b'.'); time.sleep(.002); return d(b, s)
 c.decode = slow
-print(c.cached(read_manifest(sys.argv[1]), 128, cache_dir=sys.argv[2]).key)
+print(c.cached(mils.manifest.read_manifest(sys.argv[1]), 128, cache_dir=sys.argv[2]).key)
 '''
 def start(*args): return subprocess.Popen([sys.executable,'-c',CHILD,*map(str,args)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 def wait(cond, t=30):
@@ -390,7 +401,7 @@ def test_a_killed_compaction_is_repaired(tmp_path, monkeypatch):
     for i in (5,100,599): (root/f'images/{i}.png').write_bytes(b'no image')
     def dies(*a): raise KeyboardInterrupt
     with monkeypatch.context() as mp:
-        mp.setattr(mils.cache, 'write_meta', dies)
+        mp.setattr(Pixels, 'write_meta', dies)
         with pytest.raises(KeyboardInterrupt): load_data(root, 96, skip_bad=True, cache_dir=tmp_path/'c')
     a,b = (load_data(root, 96, skip_bad=True, cache_dir=tmp_path/o) for o in 'cd')
     assert a.skipped==3 and a.key==b.key and np.array_equal(a.images, b.images)
@@ -445,7 +456,8 @@ def test_a_whole_cache_in_a_read_only_folder_can_be_used(tmp_path, monkeypatch):
     z = write_zip(tmp_path/'a.zip', course())
     a = load_data(z, 8, cache_dir=tmp_path/'c')
     def no(*a, **k): raise OSError(errno.EROFS, 'read-only')
-    monkeypatch.setattr(mils.cache, 'locked', no); monkeypatch.setattr(mils.cache, 'write_atomic', no)
+    monkeypatch.setattr(mils.cache, 'locked', no)
+    for module in (mils.cache, mils.pixels): monkeypatch.setattr(module, 'write_atomic', no)
     assert load_data(z, 8, cache_dir=tmp_path/'c').key==a.key
 
 # --- downloads
@@ -475,19 +487,19 @@ def server():
 
 def test_an_interrupted_download_goes_on(server, tmp_path):
     server.breaks = 2
-    assert download(server.url, tmp_path/'x').read_bytes()==server.data and server.log==[0,250_000,500_000]
+    assert holds(download(server.url, tmp_path/'x'), server.data) and server.log==[0,250_000,500_000]
     assert [o.name for o in tmp_path.iterdir()]==['x']
 
 def test_a_killed_download_goes_on(server, tmp_path):
     (tmp_path/'x.part').write_bytes(server.data[:123_456]); (tmp_path/'x.part.tag').write_text('"1"')
-    assert download(server.url, tmp_path/'x').read_bytes()==server.data and server.log==[123_456]
+    assert holds(download(server.url, tmp_path/'x'), server.data) and server.log==[123_456]
 
 @pytest.mark.parametrize('tag,ranges', [('"0"',True), ('"1"',False), (None,True)])
 def test_halves_of_two_versions_are_never_mixed(server, tmp_path, tag, ranges):
     server.ranges = ranges
     (tmp_path/'x.part').write_bytes(b'old'*9999)
     if tag: (tmp_path/'x.part.tag').write_text(tag)
-    assert download(server.url, tmp_path/'x').read_bytes()==server.data and server.log==[0]
+    assert holds(download(server.url, tmp_path/'x'), server.data) and server.log==[0]
 
 def test_no_network(tmp_path, monkeypatch):
     for url in ('http://127.0.0.1:9/x.zip', 'http://no-such-host.invalid/x.zip'):
