@@ -1,6 +1,7 @@
 "From files to images: what goes wrong outside a notebook"
-import errno,hashlib,io,os,random,shutil,signal,stat,subprocess,sys,threading,time,zipfile
+import errno,hashlib,io,math,os,random,shutil,signal,stat,subprocess,sys,tarfile,threading,time,zipfile,zlib
 from collections import namedtuple
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 import numpy as np,pytest
@@ -10,12 +11,13 @@ import mils.cache,mils.pixels
 from mils.source import open_zip
 from mils.manifest import read_manifest
 from mils.decode import decode,Unreadable
-from mils.imageset import channel_stats
+from mils.imageset import channel_stats,fold,ImageSet,select_classes
 from mils.check import absent,BadImages,check
 from mils.pixels import Pixels
 from mils.cache import cached
+from mils.derived import derive
 from mils.download import download
-from mils.archive import Remote
+from mils.archive import Remote,tar_to_zip
 from mils.sets import get_data,load_data,REMOTES
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -59,16 +61,20 @@ word = st.text('abcéüß0189 .-_()#,&', min_size=1, max_size=12).map(lambda s: 
 names = st.lists(st.tuples(word, st.sampled_from(['jpg','JPEG','png','JPG'])).map('.'.join), min_size=4, max_size=12, unique_by=str.lower)
 
 @fuzz
-@given(names=names, folders=st.booleans(), prefix=st.booleans(), named=st.booleans(), declared=st.booleans(), end=st.sampled_from(['\n','\r\n']),
-       bom=st.booleans(), blank=st.booleans(), val=st.sampled_from(['val.txt','validation.txt']), top=st.sampled_from(['','my set/']), sep=st.sampled_from([' ','\t','  ']))
+@given(names=names, folders=st.booleans(), prefix=st.booleans(), named=st.booleans(), declared=st.booleans(),
+       bom=st.booleans(), blank=st.booleans(), end=st.sampled_from(['\n','\r\n']), val=st.sampled_from(['val.txt','validation.txt']),
+       top=st.sampled_from(['','my set/']), sep=st.sampled_from([' ','\t','  ']))
 def test_any_spelling_of_a_list(tmp_path_factory, names, folders, prefix, named, declared, end, bom, blank, val, top, sep):
     cls = ['European fire salamander','cat']
     y = [i%2 for i in range(len(names))]
     where = [f'{cls[l]}/{n}' if folders else n for n,l in zip(names,y)]
     label = lambda l: cls[l] if named else str(l)
-    def text(rows): return '\ufeff'*bom+end.join([f'{"images/"*prefix}{where[i]}{sep}{label(y[i])}'+f'{end}  '*blank for i in rows])+end*blank
+    def text(rows):
+        lines = [f'{"images/"*prefix}{where[i]}{sep}{label(y[i])}'+f'{end}  '*blank for i in rows]
+        return '\ufeff'*bom+end.join(lines)+end*blank
     n = len(names)
-    files = {f'{top}images/{w}':b'x' for w in where}|{f'{top}train.txt':text(range(n-2)), f'{top}{val}':text([n-2]), f'{top}test.txt':text([n-1])}
+    files = {f'{top}images/{w}':b'x' for w in where}
+    files |= {f'{top}train.txt':text(range(n-2)), f'{top}{val}':text([n-2]), f'{top}test.txt':text([n-1])}
     if declared: files[f'{top}classes.txt'] = end.join(f'{i} n0144353{i} {c}' for i,c in enumerate(cls))
     m = read_manifest(write_zip(tmp_path_factory.mktemp('z')/'a.zip', files))
     assert m.names==[f'images/{w}' for w in where]
@@ -79,11 +85,12 @@ def test_any_spelling_of_a_list(tmp_path_factory, names, folders, prefix, named,
 @given(data=st.data())
 def test_a_broken_list_is_an_error_or_a_manifest(tmp_path_factory, data):
     files = course(12)|{'classes.txt':'0 cat\n1 dog'}
+    junk = st.binary(max_size=6) | st.sampled_from([b'\n',b' ',b'\0',b'-1',b'images/0.png 0\n'])
     for k in data.draw(st.lists(st.sampled_from(['train.txt','val.txt','test.txt','classes.txt']), min_size=1, max_size=3)):
         b = bytearray(files[k] if isinstance(files[k],bytes) else files[k].encode())
         for _ in range(data.draw(st.integers(1,6))):
             i = data.draw(st.integers(0,len(b)))
-            b[i:i+data.draw(st.integers(0,9))] = data.draw(st.binary(max_size=6) | st.sampled_from([b'\n',b' ',b'\0',b'-1',b'images/0.png 0\n']))
+            b[i:i+data.draw(st.integers(0,9))] = data.draw(junk)
         files[k] = bytes(b)
     try: m = read_manifest(write_zip(tmp_path_factory.mktemp('z')/'a.zip', files))
     except ValueError as e: assert str(e)
@@ -172,11 +179,13 @@ def test_a_bad_zip_is_refused_and_nothing_is_written(tmp_path, name, kw, msg):
 
 def test_many_names_for_the_same_bytes_are_a_bomb(tmp_path):
     "Overlapping members: each grows little, together they grow a lot"
-    f = io.BytesIO()
-    with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('a.png', b'0'*50_000+os.urandom(600)); o = z.infolist()[0]
     with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z:
-        z.writestr('a.png', b'0'*50_000+os.urandom(600)); a = z.infolist()[0]
-        for i in range(2000): b = zipfile.ZipInfo(f'{i}.png'); [setattr(b,k,getattr(a,k)) for k in ('CRC','compress_size','file_size','header_offset','compress_type')]; z.filelist.append(b)
+        z.writestr('a.png', b'0'*50_000+os.urandom(600))
+        a = z.infolist()[0]
+        for i in range(2000):
+            b = zipfile.ZipInfo(f'{i}.png')
+            for k in ('CRC','compress_size','file_size','header_offset','compress_type'): setattr(b, k, getattr(a, k))
+            z.filelist.append(b)
     with says('refused','grows from'): open_zip(tmp_path/'a.zip')
 
 def test_a_zip_that_lies_about_its_sizes_yields_no_image(tmp_path):
@@ -248,7 +257,8 @@ def test_large_photographs_are_scaled_without_aliasing():
     near(stored(photo((1600,1200)),'JPEG',quality=95), photo((1600,1200)))
     assert decode(stored(photo((3,500))), 16).shape==(16,16,3)
 
-@pytest.mark.parametrize('kw', [dict(fmt='JPEG',quality=90), dict(fmt='JPEG',progressive=True), dict(fmt='PNG'), dict(fmt='GIF'), dict(fmt='BMP'), dict(fmt='WEBP',lossless=True)], ids=str)
+@pytest.mark.parametrize('kw', [dict(fmt='JPEG',quality=90), dict(fmt='JPEG',progressive=True), dict(fmt='PNG'), dict(fmt='GIF'),
+                                dict(fmt='BMP'), dict(fmt='WEBP',lossless=True)], ids=str)
 def test_a_truncated_file_is_an_error_or_whole(kw):
     im = Image.fromarray(np.random.default_rng(0).integers(0,256,(40,40,3),dtype=np.uint8))
     b = stored(im, **kw)
@@ -268,11 +278,12 @@ def test_damaged_bytes_give_an_image_or_unreadable(junk, at, fmt):
     except Unreadable as e: assert str(e)
 
 def test_not_images_at_all():
-    for b,msg in ((b'','empty'), (b'<html>404</html>','not an image'), (b'%PDF-1.4 ','not an image'), (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n','not an image')):
-        with says(msg, exc=Unreadable): decode(b, 16)
+    with says('empty', exc=Unreadable): decode(b'', 16)
+    for b in (b'<html>404</html>', b'%PDF-1.4 ', b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'):
+        with says('not an image', exc=Unreadable): decode(b, 16)
     bomb = b'\x89PNG\r\n\x1a\n'
     for t,d in ((b'IHDR', (60000).to_bytes(4,'big')*2+bytes([8,2,0,0,0])), (b'IEND',b'')):
-        import zlib; bomb += len(d).to_bytes(4,'big')+t+d+zlib.crc32(t+d).to_bytes(4,'big')
+        bomb += len(d).to_bytes(4,'big')+t+d+zlib.crc32(t+d).to_bytes(4,'big')
     with says('too many pixels', exc=Unreadable): decode(bomb, 16)
     good = image(3, fmt='JPEG')
     assert decode(good[:2]+b'\xff\xe1\x00\x10Exif\x00\x00brokenxx'+good[2:], 8).shape==(8,8,3)   # a broken preview harms nobody
@@ -283,7 +294,8 @@ def spoil(root):
     "One of each kind, and what is said about it"
     (root/'images/1.png').write_bytes(b''); (root/'images/2.png').unlink()
     (root/'images/4.png').write_bytes(image(4)[:60]); (root/'images/9.png').write_bytes(b'<html>')
-    return [('images/1.png','train.txt',2,'empty'), ('images/2.png','train.txt',3,'missing'), ('images/4.png','train.txt',5,'truncated'), ('images/9.png','val.txt',2,'not an image')]
+    return [('images/1.png','train.txt',2,'empty'), ('images/2.png','train.txt',3,'missing'), ('images/4.png','train.txt',5,'truncated'),
+            ('images/9.png','val.txt',2,'not an image')]
 
 def test_all_bad_files_are_reported_together_and_can_be_skipped(tmp_path):
     root = write(tmp_path/'in', course())
@@ -332,7 +344,9 @@ def slow(b, s): log.write(b'.'); time.sleep(.002); return d(b, s)
 c.decode = slow
 print(c.cached(mils.manifest.read_manifest(sys.argv[1]), 128, cache_dir=sys.argv[2]).key)
 '''
-def start(*args): return subprocess.Popen([sys.executable,'-c',CHILD,*map(str,args)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def start(*args):
+    return subprocess.Popen([sys.executable,'-c',CHILD,*map(str,args)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
 def wait(cond, t=30):
     end = time.time()+t
     while not cond(): assert time.time()<end; time.sleep(.002)
@@ -377,11 +391,24 @@ def cache(tmp_path):
 def flip(f, at):
     b = bytearray(f.read_bytes()); b[at] ^= 1; f.write_bytes(b)
 
+def damage_all(d):
+    os.truncate(d/'pixels.u8', 10**6)
+    (d/'meta.json').unlink()
+    (d/'shards.log').write_text('[0,"00",[]]\n[1,"x"]\n[7777,"a",[]]\nnull\n[2,"ab')
+
 @pytest.mark.parametrize('harm', [
-    lambda d: flip(d/'pixels.u8', 0), lambda d: flip(d/'pixels.u8', -1), lambda d: os.truncate(d/'pixels.u8', 10**6), lambda d: (d/'pixels.u8').unlink(),
-    lambda d: (d/'pixels.u8').write_bytes((d/'pixels.u8').read_bytes()+b'more'), lambda d: (d/'meta.json').unlink(), lambda d: flip(d/'meta.json', 30),
-    lambda d: flip(d/'meta.json', -40), lambda d: (d/'meta.json').write_text('{"n": 600'), lambda d: (d/'meta.json').write_text(''), lambda d: (d/'meta.json').write_text('[]'),
-    lambda d: (os.truncate(d/'pixels.u8', 10**6), (d/'meta.json').unlink(), (d/'shards.log').write_text('[0,"00",[]]\n[1,"x"]\n[7777,"a",[]]\nnull\n[2,"ab')),
+    lambda d: flip(d/'pixels.u8', 0),
+    lambda d: flip(d/'pixels.u8', -1),
+    lambda d: os.truncate(d/'pixels.u8', 10**6),
+    lambda d: (d/'pixels.u8').unlink(),
+    lambda d: (d/'pixels.u8').write_bytes((d/'pixels.u8').read_bytes()+b'more'),
+    lambda d: (d/'meta.json').unlink(),
+    lambda d: flip(d/'meta.json', 30),
+    lambda d: flip(d/'meta.json', -40),
+    lambda d: (d/'meta.json').write_text('{"n": 600'),
+    lambda d: (d/'meta.json').write_text(''),
+    lambda d: (d/'meta.json').write_text('[]'),
+    damage_all,
 ], ids=range(12))
 def test_a_damaged_cache_is_never_read(cache, harm):
     harm(cache.dir)
@@ -408,8 +435,11 @@ def test_a_killed_compaction_is_repaired(tmp_path, monkeypatch):
 
 def test_the_key_is_the_content(tmp_path):
     a = load_data(write(tmp_path/'a', course()), 8, cache_dir=tmp_path/'c')
-    f = course()
-    z = load_data(write_zip(tmp_path/'b.zip', {f'top/{k.replace("images/","images/new ")}':v if isinstance(v,bytes) else v.replace('images/','images/new ') for k,v in f.items()}), 8, cache_dir=tmp_path/'c')
+    f,renamed = course(),{}
+    for k,v in f.items():
+        if isinstance(v, str): v = v.replace('images/', 'images/new ')
+        renamed['top/'+k.replace('images/', 'images/new ')] = v
+    z = load_data(write_zip(tmp_path/'b.zip', renamed), 8, cache_dir=tmp_path/'c')
     assert a.key==z.key and len(list((tmp_path/'c'/'pixels').glob('*/meta.json')))==1
     assert load_data(tmp_path/'a', 9, cache_dir=tmp_path/'c').key!=a.key
     write(tmp_path/'a', {'val.txt':f['val.txt'].replace('8.png 0','8.png 1')})
@@ -419,6 +449,28 @@ def test_the_key_is_the_content(tmp_path):
     c = load_data(tmp_path/'a', 8, cache_dir=tmp_path/'c')
     assert c.key!=b.key and np.array_equal(c.images[3], decode(image(77), 8))
 
+# --- statistics belong to the set
+
+@pytest.mark.parametrize('n', [300,9000])
+def test_a_set_made_from_another_has_its_own_statistics(n):
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 256, (n,4,4,3))*rng.random((n,1,1,3))).astype(np.uint8)
+    splits = {k:np.sort(o) for k,o in zip(('train','val','test'), np.split(rng.permutation(n), [n*2//3,n*5//6]))}
+    ds = ImageSet(images, np.arange(n)%4, splits, list('abcd'), [str(i) for i in range(n)], 'key')
+    seen = set()
+    two = replace(ds, images=images[...,:2], channels='RG')
+    for o in (ds, select_classes(ds, ['b','d']), fold(ds, 1), derive(ds), derive(fold(ds, 2)), two):
+        rows = o.splits['train']
+        want = channel_stats(o.images[rows[::math.ceil(len(rows)/4096)]])
+        assert all(np.array_equal(a, b) for a,b in zip(o.stats, want)) and o.stats is o.stats
+        seen.add(o.stats.mean.tobytes())
+    assert len(seen)==6 and fold(ds, 0).stats is ds.stats
+
+def test_names_of_channels_are_checked_when_a_set_is_made(tiny):
+    for channels,msg in (('RG','names 2; the images have 3'), ('RGR','given twice'), ('','empty'), (('R','G','B','NIR'),'R+G+B+NIR')):
+        with says(msg): replace(tiny, channels=channels)
+    assert replace(tiny, channels=('X','Y','NIR')).stats.mean.shape==(3,)
+
 # --- disks
 
 @pytest.mark.parametrize('where', ['file/cache', '/proc/nowhere'])
@@ -426,7 +478,8 @@ def test_a_folder_that_cannot_be_written(tmp_path, where):
     (tmp_path/'file').write_text('x')
     with says('cannot write to', 'cache_dir', exc=OSError): load_data(write_zip(tmp_path/'a.zip', course()), 8, cache_dir=tmp_path/where)
 
-@pytest.mark.parametrize('code,msg', [(errno.ENOSPC,'the disk is full'), (errno.EROFS,'read-only'), (errno.EACCES,'no permission'), (errno.EDQUOT,'quota')])
+@pytest.mark.parametrize('code,msg', [(errno.ENOSPC,'the disk is full'), (errno.EROFS,'read-only'), (errno.EACCES,'no permission'),
+                                      (errno.EDQUOT,'quota')])
 def test_a_full_or_locked_disk(tmp_path, monkeypatch, code, msg):
     z,n = write_zip(tmp_path/'a.zip', course(600)),[]
     def full(fd, v, at):
@@ -447,7 +500,8 @@ def test_too_little_room_is_told_before_decoding(tmp_path, monkeypatch):
 
 def test_a_really_full_disk(tmp_path):
     d = tmp_path/'small'; d.mkdir()
-    if subprocess.run(['mount','-t','tmpfs','-o','size=2m','tmpfs',str(d)], capture_output=True).returncode: pytest.skip('mounting is not allowed here')
+    mounted = subprocess.run(['mount','-t','tmpfs','-o','size=2m','tmpfs',str(d)], capture_output=True)
+    if mounted.returncode: pytest.skip('mounting is not allowed here')
     try:
         with says('the disk is full', exc=OSError): load_data(write_zip(tmp_path/'a.zip', course(600)), 96, cache_dir=d)
     finally: subprocess.run(['umount',str(d)], check=True)
@@ -465,7 +519,10 @@ def test_a_whole_cache_in_a_read_only_folder_can_be_used(tmp_path, monkeypatch):
 class Server(BaseHTTPRequestHandler):
     data,limit,breaks,tag,log,ranges = b'',0,0,'"1"',[],True
     def head(self, code, start):
-        self.send_response(code); self.send_header('ETag', self.tag); self.send_header('Content-Length', str(len(self.data)-start)); self.end_headers()
+        self.send_response(code)
+        self.send_header('ETag', self.tag)
+        self.send_header('Content-Length', str(len(self.data)-start))
+        self.end_headers()
     def do_HEAD(self): self.head(200, 0)
     def do_GET(self):
         c,r = type(self),self.headers.get('Range')
@@ -503,10 +560,41 @@ def test_halves_of_two_versions_are_never_mixed(server, tmp_path, tag, ranges):
 
 def test_no_network(tmp_path, monkeypatch):
     for url in ('http://127.0.0.1:9/x.zip', 'http://no-such-host.invalid/x.zip'):
-        with says('cannot download', url, 'network', str(tmp_path/'x.zip'), exc=ConnectionError): download(url, tmp_path/'x.zip', timeout=2, tries=1)
+        with says('cannot download', url, 'network', str(tmp_path/'x.zip'), exc=ConnectionError):
+            download(url, tmp_path/'x.zip', timeout=2, tries=1)
     monkeypatch.setitem(REMOTES, 'course', REMOTES['course']._replace(url='http://127.0.0.1:9/images.zip'))
     with says('cannot download','network', exc=ConnectionError): get_data('course', tmp_path)
     with says('mils data get course', exc=FileNotFoundError): load_data('course', cache_dir=tmp_path)
+
+def tarred(path, name, content):
+    "A tar with one member: a file of some bytes, or a link to a name"
+    o = tarfile.TarInfo(name)
+    with tarfile.open(path, 'w:gz') as t:
+        if isinstance(content, bytes): o.size = len(content); t.addfile(o, io.BytesIO(content))
+        else: o.type,o.linkname = tarfile.SYMTYPE,content; t.addfile(o)
+    return path
+
+@pytest.mark.parametrize('name,content,msg', [('../x',b'x','leads out'), ('/etc/x',b'x','leads out'), ('x','/etc/passwd','a link'),
+                                              ('x',bytes(10**6),'grow')])
+def test_a_bad_tar_is_refused(tmp_path, name, content, msg):
+    with says('t.tgz', 'refused', msg): tar_to_zip(tarred(tmp_path/'t.tgz', name, content), tmp_path/'no.zip')
+    (tmp_path/'t.tgz').write_bytes((tmp_path/'t.tgz').read_bytes()[:40])
+    with says('not a complete tar'): tar_to_zip(tmp_path/'t.tgz', tmp_path/'no.zip')
+    assert [o.name for o in tmp_path.iterdir()]==['t.tgz']
+
+def test_a_tar_becomes_a_zip(server, tmp_path, monkeypatch):
+    files,f = course(),io.BytesIO()
+    with tarfile.open(fileobj=f, mode='w:gz') as t:
+        for k,v in files.items():
+            o,v = tarfile.TarInfo(f'./top/{k}'),v if isinstance(v,bytes) else v.encode()
+            o.size = len(v)
+            t.addfile(o, io.BytesIO(v))
+    server.data = f.getvalue()
+    url = server.url.replace('x.zip', 'x.tgz')
+    monkeypatch.setitem(REMOTES, 'cifar100', Remote(url, 'a test', len(server.data), md5_start=hashlib.md5(server.data).hexdigest()))
+    assert get_data('cifar100', tmp_path).name=='cifar100.zip'
+    assert sorted(o.name for o in (tmp_path/'data').iterdir() if o.suffix!='.lock')==['cifar100.compared','cifar100.zip']
+    assert len(load_data('cifar100', 8, cache_dir=tmp_path).images)==12
 
 def test_a_download_is_compared_with_what_was_published(server, tmp_path, monkeypatch, capsys):
     f = io.BytesIO(); write_zip(f, course()); server.data = f.getvalue()
