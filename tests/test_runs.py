@@ -7,6 +7,8 @@ from mils.runs import collect_runs,load_run,read_results,run_name,sweep_runs,tra
 
 CODE = '''
 import sys
+from mils.chroma import chroma
+from mils.runs import grid,sweep_runs
 ds = chroma(n_train=320, n_val=60, n_test=60)
 arms = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
 print('ready', flush=True)
