@@ -202,13 +202,13 @@ def costs(
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks, or some, on this machine"
     from mils.runs import protocols,results_dir,environment
-    from mils.profile import costs as measure
+    from mils.costs import cost_table
     p = lookup(protocols, protocol, 'protocol')
     chosen = {json.dumps(n):n for a in (parse_networks(networks) if networks else p['arms']) for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
     n = len(parse_numbers(p['classes'])) if p.get('classes') else _load(p['data'], p['size'], None, False).n_classes
     env = environment(device)
-    t = measure(chosen.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
+    t = cost_table(chosen.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
     path = out/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
     if networks and path.exists():                                       # the rows of others stay

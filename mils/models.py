@@ -103,9 +103,9 @@ def resnet34(
     n_classes:int,  # number of classes
     c_in:int=3,  # input channels
     size:int=64,  # pixels of the input's side
-    stem:str=None,  # `imagenet`, `half` or `cifar`; default: `cifar` to 32 px, `half` below 128 px, then `imagenet`
+    stem:str=None,  # `imagenet`, `half` or `cifar`, else `ValueError`; default: `cifar` to 32 px, `half` below 128 px, then `imagenet`
 )->nn.Module: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits
-    "torchvision's ResNet34 (He et al., 2015, arXiv:1512.03385), untrained, with the stem that suits the resolution; `ValueError` for another stem"
+    "torchvision's ResNet34 (He et al., 2015, arXiv:1512.03385), untrained, with the stem that suits the resolution"
     ks,stride,pool = lookup(_resnet_stems, stem or _usual_stem(size), 'stem')
     net = _tv_resnet34(num_classes=n_classes)
     net.conv1 = nn.Conv2d(c_in, 64, ks, stride, ks//2, bias=False)

@@ -3,7 +3,6 @@ from pathlib import Path
 import pandas as pd,pytest,torch
 from ptflops import get_model_complexity_info
 from mils.models import create_model,list_models
-from mils.networks.strict import strict_nets
 from mils.profile import deployed,multiply_adds
 from mils.cli import _value
 
@@ -41,7 +40,7 @@ def test_dynamic_stem_costs_six_parameters_and_serves_every_set(name):
         assert torch.allclose(dyn(x[:,rows], channels=s), dyn.fold(s)(x[:,rows]), atol=1e-4)
 
 @pytest.mark.parametrize('parts', ['conv','conv+point','double','conv+point+double'])
-@pytest.mark.parametrize('name', strict_nets)
+@pytest.mark.parametrize('name', [name for name in list_models() if name.startswith('strict')])
 def test_fused_is_the_same_network(name, parts):
     torch.manual_seed(0)
     net,x = create_model(name, 7, size=32, width=.25, parts=parts),torch.randn(32,3,32,32)

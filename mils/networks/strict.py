@@ -97,7 +97,7 @@ def strict(
     dropout:float=0.,  # before the classifier
     init:str='default',  # see `initialise`
 )->Plain: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits; `fuse()` gives the network as it is deployed
-    "Convolutions in a row, mean and maximum pooling, classifier; `ValueError` for a depth without a plan, a branch or first weights that do not exist"
+    "Convolutions in a row, mean and maximum pooling, classifier; `ValueError` for a depth, a branch or first weights that do not exist"
     layers,ni = [],c_in
     for i,(nf,ks,stride,pool) in enumerate(lookup(_plans, depth, 'depth')):
         nf = 8*round(nf*width/8)

@@ -23,7 +23,7 @@ def initialise(
     net:nn.Module,  # just made; changed in place
     init:str,  # `default`, `fan_out` or `normal`
 )->nn.Module:
-    "Give convolutions and linear layers other weights to begin with (`fan_out`: He et al., 2015, arXiv:1502.01852); `ValueError` for another name"
+    "Give convolutions and linear layers other weights to begin with; `ValueError` for another name"
     set_weights = lookup(_inits, init, 'initialisation')
     for m in net.modules():
         if isinstance(m, (nn.Conv2d,nn.Linear)): set_weights(m.weight)
