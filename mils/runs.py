@@ -210,7 +210,7 @@ task_a = [*({**_plain, **_five, 'channels':set_name(s)} for s in channel_sets())
     *({**_plain, **_five, 'channels':set_name(s), 'epochs':35} for s in channel_sets()),   # specialists trained seven times as long
     {**_one, **_five, 'views':3}, {**_one, **_five, 'views':3, 'generator':'rescale'},   # three channel sets a picture and step
     *({**_one, 'generator':g} for g in ('corrected','hypernet','bank','zero_fill','gray','per_count','shared','adapter')),
-    *({**_one, 'generator':g, 'attention':True} for g in generators),
+    *({**_one, 'generator':g, 'attention':True} for g in ('covariance','corrected','hypernet','bank','rescale','zero_fill','gray','per_count','shared','adapter')),
     {**_one, 'sampling':'batch'}, {**_one, 'sampling':'dropout'},
     {**_one, 'held_out':('RB','G')}]
 

@@ -89,7 +89,7 @@ def test_source_and_colab(site, chrome):
     at,_ = site
     chrome.get(f'{at}/channels.html')
     links = [a.get_attribute('href') for a in chrome.find_elements('css selector','.toc-actions a')]
-    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02a_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
+    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02c_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
 
 CONTRAST = '''
 const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb') ? [m[0]*255,m[1]*255,m[2]*255,m[3] ?? 1] : [m[0],m[1],m[2],m[3] ?? 1] }

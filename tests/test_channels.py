@@ -6,7 +6,8 @@ from torch import nn
 from mils.core import channel_sets
 from mils.imageset import ChannelStats
 from mils.generators import Generator,generators
-from mils.channels import ChannelAdaptive,convert,DynamicConv2d
+from mils.layer import DynamicConv2d
+from mils.channels import ChannelAdaptive,convert
 
 rng = np.random.default_rng(0)
 def stats(n=3):
