@@ -19,6 +19,7 @@ from mils.derived import derive
 from mils.download import download
 from mils.archive import Remote,tar_to_zip
 from mils.sets import get_data,load_data,REMOTES
+from tensors import assert_close,assert_same
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -268,7 +269,7 @@ def test_a_truncated_file_is_an_error_or_whole(kw):
             if kw['fmt'] in ('BMP','GIF','WEBP') and len(cut)==len(b): continue    # formats that cannot tell
             try: got = decode(cut, 32)
             except Unreadable as e: assert str(e)
-            else: assert np.array_equal(got, whole), k
+            else: assert_same(got, whole)
 
 @fuzz
 @given(junk=st.binary(max_size=200), at=st.integers(0,600), fmt=st.sampled_from(['JPEG','PNG','GIF','TIFF','BMP','WEBP']))
@@ -308,7 +309,7 @@ def test_all_bad_files_are_reported_together_and_can_be_skipped(tmp_path):
         ds = load_data(root, 8, skip_bad=True, cache_dir=tmp_path/'c')
         assert ds.skipped==4 and ds.names==[f'images/{i}.png' for i in range(12) if i not in (1,2,4,9)]
         assert [len(v) for v in ds.splits.values()]==[5,1,2]
-        for x,n in zip(ds.images, ds.names): assert np.array_equal(x, decode((root/n).read_bytes(), 8))
+        for x,n in zip(ds.images, ds.names): assert_same(x, decode((root/n).read_bytes(), 8))
     for i in (1,2,4,9): (root/f'images/{i}.png').write_bytes(image(i))
     whole = load_data(root, 8, cache_dir=tmp_path/'c')
     assert whole.skipped==0 and len(whole.images)==12 and whole.key!=ds.key
@@ -330,7 +331,7 @@ def test_check_tells_what_is_there(tmp_path):
     r = check(root)
     assert not r.ok and len(r.bad)==4
     x = np.stack([decode((root/f'images/{i}.png').read_bytes(), 64) for i in range(12) if i not in (1,2,4,9)])
-    for a,b in zip(r.stats, channel_stats(x)): np.testing.assert_allclose(a, b, atol=1e-6)
+    for a,b in zip(r.stats, channel_stats(x)): assert_close(a, b, 1e-6)
     text = repr(r)
     for o in ('train','12x9: 8','covariance','across splits','unreadable 4','images/9.png (val.txt line 2)'): assert o in text
 
@@ -372,7 +373,7 @@ def test_kill_and_resume(many, tmp_path):
     assert done>=3 and n_decoded(f)-before==n-done*p.shard       # finished shards are not decoded again
     ds = cached(m, 128, cache_dir=c)
     assert out.strip()==ds.key
-    assert np.array_equal(ds.images, cached(m, 128, cache_dir=tmp_path/'undisturbed').images)
+    assert_same(ds.images, cached(m, 128, cache_dir=tmp_path/'undisturbed').images)
     assert not list(c.glob('pixels/*/shards.log'))
 
 def test_two_at_once(many, tmp_path):
@@ -413,7 +414,8 @@ def damage_all(d):
 def test_a_damaged_cache_is_never_read(cache, harm):
     harm(cache.dir)
     ds = cache.load()
-    assert np.array_equal(ds.images, cache.right) and ds.key==cache.key
+    assert_same(ds.images, cache.right)
+    assert ds.key==cache.key
     assert (cache.dir/'meta.json').exists() and (cache.dir/'pixels.u8').stat().st_size==cache.right.size
 
 def test_only_damaged_shards_are_decoded_again(cache, monkeypatch):
@@ -431,7 +433,8 @@ def test_a_killed_compaction_is_repaired(tmp_path, monkeypatch):
         mp.setattr(Pixels, 'write_meta', dies)
         with pytest.raises(KeyboardInterrupt): load_data(root, 96, skip_bad=True, cache_dir=tmp_path/'c')
     a,b = (load_data(root, 96, skip_bad=True, cache_dir=tmp_path/o) for o in 'cd')
-    assert a.skipped==3 and a.key==b.key and np.array_equal(a.images, b.images)
+    assert a.skipped==3 and a.key==b.key
+    assert_same(a.images, b.images)
 
 def test_the_key_is_the_content(tmp_path):
     a = load_data(write(tmp_path/'a', course()), 8, cache_dir=tmp_path/'c')
@@ -447,7 +450,8 @@ def test_the_key_is_the_content(tmp_path):
     assert b.key!=a.key and len(list((tmp_path/'c'/'pixels').glob('8px*/meta.json')))==1
     os.utime(write(tmp_path/'a', {'images/3.png':image(77)})/'images/3.png', ns=(1,1))
     c = load_data(tmp_path/'a', 8, cache_dir=tmp_path/'c')
-    assert c.key!=b.key and np.array_equal(c.images[3], decode(image(77), 8))
+    assert c.key!=b.key
+    assert_same(c.images[3], decode(image(77), 8))
 
 # --- statistics belong to the set
 
@@ -491,7 +495,7 @@ def test_a_full_or_locked_disk(tmp_path, monkeypatch, code, msg):
         mp.setattr(os, 'pwrite', full)
         with says('cannot write to', msg, 'MB are free', 'MILS_CACHE', exc=OSError): load_data(z, 96, cache_dir=tmp_path/'c')
     assert not list((tmp_path/'c').rglob('meta.json'))
-    assert np.array_equal(load_data(z, 96, cache_dir=tmp_path/'c').images[7], decode(image(7), 96))
+    assert_same(load_data(z, 96, cache_dir=tmp_path/'c').images[7], decode(image(7), 96))
 
 def test_too_little_room_is_told_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(mils.cache.shutil, 'disk_usage', lambda p: namedtuple('U','free')(10))

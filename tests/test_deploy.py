@@ -1,9 +1,10 @@
 "A network with a dynamic stem compiles, exports and runs in onnxruntime; tutorials/deploy.ipynb shows how"
 import shutil
-import numpy as np,pytest,torch
+import pytest,torch
 from mils.core import channel_sets
 from mils.generators import generators
 from mils.models import create_model
+from tensors import assert_close
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
@@ -14,25 +15,27 @@ SHAPES = dict(x={0:batch}, mask={0:batch})
 def net(request):
     torch.manual_seed(0)
     torch._dynamo.reset()
-    return create_model('small_cnn', 5, dynamic=True, generator=request.param, attention=request.param in ('covariance','per_count'), size=32).eval()
+    attention = request.param in ('covariance','per_count')
+    return create_model('small_cnn', 5, dynamic=True, generator=request.param, attention=attention, size=32).eval()
 every = pytest.mark.parametrize('net', generators, indirect=True)
 
 @every
 def test_export_and_onnx(net, tmp_path):
-    with torch.no_grad(): want = net(x, mask).numpy()
+    with torch.no_grad(): want = net(x, mask)
     program = torch.export.export(net, (x,mask), dynamic_shapes=SHAPES)
     torch.onnx.export(program, dynamo=True, input_names=['x','mask'], verbose=False).save(tmp_path/'net.onnx')
     session = ort.InferenceSession(tmp_path/'net.onnx')
     dirty = torch.where(mask[:,:,None,None], x, torch.nan)
     for n in (1,2,7):
-        np.testing.assert_allclose(program.module()(dirty[:n], mask[:n]).detach().numpy(), want[:n], atol=1e-4)
-        np.testing.assert_allclose(session.run(None, dict(x=dirty[:n].numpy(), mask=mask[:n].numpy()))[0], want[:n], atol=1e-4)
+        assert_close(program.module()(dirty[:n], mask[:n]), want[:n], 1e-4)
+        got, = session.run(None, dict(x=dirty[:n].numpy(), mask=mask[:n].numpy()))
+        assert_close(got, want[:n], 1e-4)
 
 @every
 def test_compile_is_one_graph(net):
     f = torch.compile(net, fullgraph=True, backend='inductor' if shutil.which('g++') and net.stem.attention else 'aot_eager')
     with torch.no_grad():
-        torch.testing.assert_close(f(x, mask), net(x, mask), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(f(x[:,1:], channels='GB'), net(x[:,1:], channels='GB'), atol=1e-4, rtol=1e-4)
+        assert_close(f(x, mask), net(x, mask), 1e-4)
+        assert_close(f(x[:,1:], channels='GB'), net(x[:,1:], channels='GB'), 1e-4)
     f(x, mask).sum().backward()
     assert all(p.grad is not None for p in net.parameters())

@@ -5,6 +5,7 @@ from ptflops import get_model_complexity_info
 from mils.models import create_model,list_models
 from mils.profile import deployed,multiply_adds
 from mils.cli import _value
+from tensors import assert_close,assert_same
 
 SMALL = {'wide_resnet': dict(width=1)}
 count = lambda net: sum(p.numel() for p in net.parameters())
@@ -19,7 +20,7 @@ def test_forward_and_backward(name, size, batch, channels):
     y.square().sum().backward()
     assert y.shape==(batch,7) and y.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    assert torch.equal(net.eval()(x[:1]), net(x[:1]))
+    assert_same(net.eval()(x[:1]), net(x[:1]))
 
 @pytest.mark.parametrize('name', list_models())
 def test_learns_sixteen_pictures(name):
@@ -37,7 +38,7 @@ def test_dynamic_stem_costs_six_parameters_and_serves_every_set(name):
     assert count(dyn)-count(plain)==6
     x = torch.randn(2,3,32,32)
     for s,rows in (('RGB',[0,1,2]),('GB',[1,2]),('B',[2])):
-        assert torch.allclose(dyn(x[:,rows], channels=s), dyn.fold(s)(x[:,rows]), atol=1e-4)
+        assert_close(dyn(x[:,rows], channels=s), dyn.fold(s)(x[:,rows]), 1e-4)
 
 @pytest.mark.parametrize('parts', ['conv','conv+point','double','conv+point+double'])
 @pytest.mark.parametrize('name', [name for name in list_models() if name.startswith('strict')])
@@ -47,7 +48,8 @@ def test_fused_is_the_same_network(name, parts):
     for _ in range(20): net(x+torch.randn_like(x))
     plain = net.eval().fuse()
     a,b = net(x),plain(x)
-    assert (a-b).abs().max()<1e-4 and torch.equal(a.argmax(1), b.argmax(1))
+    assert_close(a, b, 1e-4)
+    assert_same(a.argmax(1), b.argmax(1))
     assert sum(isinstance(m, (torch.nn.Conv2d,torch.nn.Linear)) for m in plain.modules())==int(name[6:])
 
 recorded = pd.read_csv(Path(__file__).resolve().parent.parent/'results'/'task-b'/'costs.csv')
