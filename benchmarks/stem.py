@@ -11,7 +11,8 @@ import numpy as np,pandas as pd,torch
 from torch import nn
 from mils.core import write_atomic
 from mils.imageset import ChannelStats
-from mils.channels import convert,DynamicConv2d
+from mils.layer import DynamicConv2d
+from mils.channels import convert
 from mils.models import create_model
 from mils.profile import in_turns,quartiles
 from mils.sampling import sample_masks

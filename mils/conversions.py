@@ -15,7 +15,8 @@ from torch import nn
 import torch.nn.functional as F
 from .core import channel_sets,lookup,progress,set_name,write_atomic
 from .imageset import ImageSet
-from .channels import convert,DynamicConv2d
+from .layer import DynamicConv2d
+from .channels import convert
 from .batches import Batches,train_stats
 from .prediction import predict,recalibrate
 from .runs import finished_runs,grow,load_run,run_set

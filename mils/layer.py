@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import nn
 from .core import channel_set,lookup,set_name
 from .generators import generators
-from .pixels import ChannelAttention,mix,mix_present,SetAttention
+from .mixing import ChannelAttention,mix,mix_present,SetAttention
 
 # %% ../nbs/02b_layer.ipynb #0c9d04e4
 class DynamicConv2d(nn.Conv2d):

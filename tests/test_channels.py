@@ -4,12 +4,12 @@ from functools import partial
 import numpy as np,pytest,torch
 from hypothesis import given,settings,strategies as st
 from torch import nn
+from tensors import assert_close,assert_same
 from mils.core import channel_sets
 from mils.imageset import ChannelStats
 from mils.generators import Generator,generators
 from mils.layer import DynamicConv2d
 from mils.channels import ChannelAdaptive,convert
-from tensors import assert_close,assert_same
 
 rng = np.random.default_rng(0)
 def stats(n=3):

@@ -1,10 +1,10 @@
 "A network with a dynamic stem compiles, exports and runs in onnxruntime; tutorials/deploy.ipynb shows how"
 import shutil
 import pytest,torch
+from tensors import assert_close
 from mils.core import channel_sets
 from mils.generators import generators
 from mils.models import create_model
-from tensors import assert_close
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 

@@ -1,6 +1,7 @@
 "Sampling of channel sets, views, distillation and Muon"
 import pytest,torch
 from fastai.callback.core import Callback
+from tensors import assert_same
 from mils.core import channel_sets,set_name
 from mils.chroma import chroma
 from mils.optim import orthogonal
@@ -8,7 +9,6 @@ from mils.sampling import ChannelSampling
 from mils.config import Config
 from mils.learner import get_learner
 from mils.weights import load_state,save_state
-from tensors import assert_same
 
 @pytest.fixture(scope='module')
 def ds(): return chroma(n_train=120, n_val=40, n_test=40)

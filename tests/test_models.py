@@ -2,10 +2,10 @@
 from pathlib import Path
 import pandas as pd,pytest,torch
 from ptflops import get_model_complexity_info
+from tensors import assert_close,assert_same
 from mils.models import create_model,list_models
 from mils.profile import deployed,multiply_adds
 from mils.cli import _value
-from tensors import assert_close,assert_same
 
 SMALL = {'wide_resnet': dict(width=1)}
 count = lambda net: sum(p.numel() for p in net.parameters())
