@@ -270,5 +270,5 @@ def test_any_table_has_verdicts_or_an_error(tmp_path_factory, rows):
     else: assert len(t)==len(rows) and set(t.verdict)<=set(verdicts)
 
 def test_a_ratio_to_nothing_is_no_error(tmp_path):
-    t = check(tmp_path, header+'a,x,params,5,,x\na,y,params,0,,x\na,x,params_ratio,2.0,,x\n')
+    t = check(tmp_path, header+'a,x,params,5,,x\na,y,params,0,,x\na,x,param_ratio,2.0,,x\n')
     assert t.verdict.eq('not checkable').all()
