@@ -33,7 +33,8 @@ _study_checks = [
     ('derived-numbers', partial(check_parts, formulas=study_formulas))]
 
 section_pages = {   # section that decides a verdict -> the page on which it stands
-    'derived-numbers':'study', 'contradictions':'study', 'granularity':'significance', 'plus-and-minus':'significance', 'significance':'significance',
+    'derived-numbers':'study', 'contradictions':'study',
+    'granularity':'significance', 'plus-and-minus':'significance', 'significance':'significance',
     'recounts':'recounts', 're-measured':'measured', 'the-ledger':'audit'}
 
 # %% ../nbs/08i_audit.ipynb #fda20fef
@@ -116,7 +117,7 @@ def key_numbers(
     return pd.DataFrame(out)
 
 # %% ../nbs/08i_audit.ipynb #d7c383b9
-def ledger()->pd.DataFrame: # `document`, `line`, `table`, `row`, `quantity`, `value`, `unit`, `source`, `verdict`, `reason`, `section`, `ours`, `conditions`
+def ledger()->pd.DataFrame: # `document`, `line`, the five columns of a claim, `source`, `verdict`, `reason`, `section`, `ours`, `conditions`
     "Every reported number of the study: what is claimed, where, what can be said of it and why, and the section that decides it"
     figures = our_figures()
     rows = _table_rows(figures)

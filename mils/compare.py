@@ -23,7 +23,7 @@ def permutation(
     a, b,  # `(seeds, images)`, the same images, seeds in pairs
     level:float=0.05,  # at which one would decide
 )->float: # two-sided p
-    "Could the mean difference over seeds be chance? Exact, for exchangeable pairs; `ValueError` where too few seeds can never reach `level`"
+    "Could the mean difference over seeds be chance? Exact, for exchangeable pairs; `ValueError` where too few seeds cannot reach `level`"
     a,b = _pair(a, b)
     n,need = len(a),int(np.ceil(np.log2(2/level)))
     least = 2/2**n
@@ -36,7 +36,7 @@ def permutation(
 def mcnemar(
     a, b,  # `(images,)` who was right, one training of each
 )->dict: # `only_a`, `only_b` (pictures that only one got right), two-sided `p`
-    "Are two trained networks right on different shares of such pictures? Exact, silent on other trainings; `ValueError` where they never disagree"
+    "Are two trained networks right on different shares of such pictures? Exact, of these trainings only; `ValueError` for no disagreement"
     a,b = np.asarray(a),np.asarray(b)
     if a.ndim!=1 or a.shape!=b.shape:
         raise ValueError(f'shapes {a.shape} and {b.shape}: McNemar compares one training of each on the same images')
@@ -75,7 +75,7 @@ def wins(
     n:int=2000,  # draws of images
     seed:int=0,
 )->float: # 0..1, half for a tie
-    "How probably does a new training of b beat one of a, on as many new images? Recorded trainings stand for all: few seeds give a coarse answer"
+    "How probably does a new training of b beat one of a, on as many new images? Recorded trainings stand for all, so few seeds are coarse"
     a,b = (np.atleast_2d(np.asarray(x, float)) for x in (a,b))
     if a.shape[1]!=b.shape[1]: raise ValueError(f'{a.shape[1]} and {b.shape[1]} images: both must be tested on the same')
     k = a.shape[1]

@@ -57,7 +57,8 @@ def draw_names(
     taken = np.concatenate([np.c_[list(x),list(y)], *(np.linspace(*s, 9) for s in bars)])
     box = dict(fc='white', ec='none', alpha=.7, pad=.5)
     texts = [ax.text(*o, fontsize=7, ha='center', va='center', bbox=box) for o in zip(x, y, names)]
-    forces = dict(force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)     # stronger than by default, for two dozen names
+    # stronger than by default, for two dozen names
+    forces = dict(force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)
     adjust_text(texts, *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6), **forces)
 
 # %% ../nbs/07e_plots.ipynb #4d9d1d90

@@ -16,9 +16,10 @@ from statsmodels.stats.multitest import multipletests
 def friedman(
     scores:pd.DataFrame,  # accuracy, a row a seed, a column a network
 )->dict: # `chi2`, `p`
-    "Do some networks rank higher than others over seeds? Assumes the same seeds for all; `ValueError` for fewer than three networks or a gap"
+    "Do some networks rank higher than others over the same seeds? `ValueError` for fewer than three networks or a gap"
     if scores.shape[1]<3: raise ValueError(f'{scores.shape[1]} networks: the Friedman test compares three or more')
-    if scores.isna().any().any(): raise ValueError(f'{scores.columns[scores.isna().any()][0]} lacks a seed that others have; ranks need all of them')
+    gaps = scores.columns[scores.isna().any()]
+    if len(gaps): raise ValueError(f'{gaps[0]} lacks a seed that others have; ranks need all of them')
     r = friedmanchisquare(*scores.to_numpy().T)
     return dict(chi2=float(r.statistic), p=float(r.pvalue))
 

@@ -25,7 +25,8 @@ class Recorded:
         kinds = dict.fromkeys(k for t in every for k in t)
         self.tables = {k:pd.concat([t[k] for t in every if k in t], ignore_index=True) for k in kinds}
         self.runs = self.tables['runs'].sort_values('seed', kind='stable')
-        if 'held_out' in self.runs: self.runs['held_out'] = self.runs.held_out.astype(object).fillna('')       # an empty field is read as nothing
+        if 'held_out' in self.runs:                                              # an empty field is read as nothing
+            self.runs['held_out'] = self.runs.held_out.astype(object).fillna('')
         self.by_run = dict(tuple(self.tables['predictions'].groupby('run', observed=True)))
 
 # %% ../nbs/07d_recorded.ipynb #7d7d3018

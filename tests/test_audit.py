@@ -5,17 +5,17 @@ from pathlib import Path
 import nbformat,numpy as np,pandas as pd,pytest
 from hypothesis import given,settings,strategies as st
 from mils import models
-from mils.audit import key_numbers,ledger,section_pages
+from mils.runs import results_dir
 from mils.claims import interval_ends,read_claims,stated,verdicts
-from mils.cli import main
 from mils.formulas import evaluate,formula_parts
 from mils.granularity import chance_reachable,check_granularity,reachable
-from mils.measured import our_figures
-from mils.recounts import check_recounts
-from mils.relations import audit_table
-from mils.runs import results_dir
 from mils.spreads import spread_readings,spreads
+from mils.relations import audit_table
 from mils.study import study_formulas
+from mils.recounts import check_recounts
+from mils.measured import our_figures
+from mils.audit import key_numbers,ledger,section_pages
+from mils.cli import main
 
 repo = Path(__file__).resolve().parent.parent
 reported = repo/'results'/'reported'
