@@ -241,7 +241,8 @@ def audit(
     file:str,  # a CSV table of reported numbers with the columns table,row,quantity,value,unit
 ):
     "Check a table of reported numbers: what follows from what, and what cannot be"
-    from mils.claims import audit_table,verdicts
+    from mils.claims import verdicts
+    from mils.relations import audit_table
     t = audit_table(file)
     told = t[t.verdict!='not checkable'].sort_values('verdict', key=lambda v: v.map(list(verdicts).index), kind='stable')
     for o in told.itertuples(): print(f'{o.verdict:12}  {o.claim}  {o.value} {o.unit}'.rstrip()+f': {o.reason}')

@@ -2,11 +2,19 @@
 import itertools,re,shutil
 from decimal import Decimal,ROUND_HALF_DOWN,ROUND_HALF_UP
 from pathlib import Path
-import numpy as np,pandas as pd,pytest
+import nbformat,numpy as np,pandas as pd,pytest
 from hypothesis import given,settings,strategies as st
-from mils import audit,models
+from mils import models
 from mils.runs import results_dir
-from mils.claims import audit_table,chance,ends,evaluate,named,reachable,read_claims,spread_readings,spreads,stated,verdicts
+from mils.claims import interval_ends,read_claims,stated,verdicts
+from mils.formulas import evaluate,formula_parts
+from mils.granularity import chance_reachable,check_granularity,reachable
+from mils.spreads import spread_readings,spreads
+from mils.relations import audit_table
+from mils.study import study_formulas
+from mils.recounts import check_recounts
+from mils.measured import our_figures
+from mils.audit import key_numbers,ledger,section_pages
 from mils.cli import main
 
 repo = Path(__file__).resolve().parent.parent
@@ -14,7 +22,7 @@ reported = repo/'results'/'reported'
 header = 'table,row,quantity,value,unit,source\n'
 
 @pytest.fixture(scope='module')
-def led(): return audit.ledger()
+def led(): return ledger()
 
 # ---- the ledger is complete
 
@@ -34,17 +42,27 @@ def test_every_number_of_the_summary(led):
         assert got==[d.rstrip('.') for d in digits], line
 
 def test_every_row_has_a_verdict_a_reason_and_a_section(led):
-    import nbformat
-    cells = nbformat.read(repo/'nbs'/'08a_audit.ipynb', 4).cells
-    anchors = {re.sub(r'[^a-z0-9]+','-', h.lower()) for c in cells if c.cell_type=='markdown' for h in re.findall(r'^## (.+)$', c.source, re.M)}
-    assert set(led.verdict)<=set(verdicts) and set(led.section)<=anchors
+    assert set(led.verdict)<=set(verdicts) and set(led.section)<=set(section_pages)
+    for section,page in section_pages.items():
+        at, = (repo/'nbs').glob(f'08?_{page}.ipynb')
+        headings = [h for c in nbformat.read(at, 4).cells if c.cell_type=='markdown' for h in re.findall(r'^## (.+)$', c.source, re.M)]
+        assert section in {re.sub(r'[^a-z0-9]+','-', h.lower()) for h in headings}, (section,page)
     assert led.reason.str.len().min()>10 and not led.reason.str.contains('nan|None').any()
 
 @pytest.mark.parametrize('claim,verdict,say', [
-    ('baseline.target.accuracy', 'confirmed', '48.397 to 48.407'), ('baseline.resnet34.params', 'confirmed', '21,335,972'), ('baseline.wide_resnet.train_time_saved', 'confirmed', '606 to 608'),
-    ('task_a_methods.dynamic.mean_accuracy_all_modes', 'inconsistent', '30.472'), ('dataset.all.val_samples', 'inconsistent', '1/450'), ('architectures_other.dense_efficient.accuracy', 'inconsistent', '40.22'),
-    ('records.wide_resnet.best_param_efficiency', 'inconsistent', 'number 10'), ('wide_resnet_ablation.width2.params', 'inconsistent', '4,662,500'), ('architectures.wide_resnet.accuracy', 're-measured', 'ours is'), ('dataset.public_course_split.val_samples', 'consistent', '1/450'),
-    ('dataset.all.samples_per_class_val', 'consistent', 'is inconsistent'), ('architectures.mini_swin.params', 'not checkable', 'not described'), ('task_a_modes.G.accuracy', 're-measured', 'ours is')])
+    ('baseline.target.accuracy', 'confirmed', '48.397 to 48.407'),
+    ('baseline.resnet34.params', 'confirmed', '21,335,972'),
+    ('baseline.wide_resnet.train_time_saved', 'confirmed', '606 to 608'),
+    ('task_a_methods.dynamic.mean_accuracy_all_modes', 'inconsistent', '30.472'),
+    ('dataset.all.val_samples', 'inconsistent', '1/450'),
+    ('architectures_other.dense_efficient.accuracy', 'inconsistent', '40.22'),
+    ('records.wide_resnet.best_param_efficiency', 'inconsistent', 'number 10'),
+    ('wide_resnet_ablation.width2.params', 'inconsistent', '4,662,500'),
+    ('architectures.wide_resnet.accuracy', 're-measured', 'ours is'),
+    ('dataset.public_course_split.val_samples', 'consistent', '1/450'),
+    ('dataset.all.samples_per_class_val', 'consistent', 'is inconsistent'),
+    ('architectures.mini_swin.params', 'not checkable', 'not described'),
+    ('task_a_modes.G.accuracy', 're-measured', 'ours is')])
 def test_known_verdicts(led, claim, verdict, say):
     table,row,quantity = claim.split('.')
     o = led[(led.document=='reported.csv')&(led.table==table)&(led.row==row)&(led.quantity==quantity)].iloc[0]
@@ -52,12 +70,12 @@ def test_known_verdicts(led, claim, verdict, say):
 
 def test_an_accuracy_that_450_pictures_can_give():
     c = read_claims(reported/'reported.csv')
-    told = {c.claim[i]:(v,r) for i,v,r in audit.granularity(c)}
+    told = {c.claim[i]:(v,r) for i,v,r in check_granularity(c)}
     assert told['architectures.wide_resnet.accuracy'][0]=='consistent' and '259/450' in told['architectures.wide_resnet.accuracy'][1]
 
 def test_formulas_name_claims():
     known = set(read_claims(reported/'reported.csv').claim)
-    for k,f in audit.formulas.items(): assert {k,*(p for p in named(f) if '*' not in p)}<=known
+    for k,f in study_formulas.items(): assert {k,*(p for p in formula_parts(f) if '*' not in p)}<=known
 
 def test_summary_out_of_step(led, tmp_path):
     "An edited summary is told, not mismatched"
@@ -65,21 +83,23 @@ def test_summary_out_of_step(led, tmp_path):
     text = (tmp_path/'key-numbers.md').read_text()
     rows = led[led.document=='reported.csv'].assign(claim=lambda t: t.table+'.'+t.row+'.'+t.quantity)
     (tmp_path/'key-numbers.md').write_text(text.replace('3.7×', '3.8×'))
-    with pytest.raises(ValueError, match='3.8'): audit.key_numbers(rows, tmp_path)
+    with pytest.raises(ValueError, match='3.8'): key_numbers(rows, tmp_path)
     (tmp_path/'key-numbers.md').write_text(text+'\n17 more')
-    with pytest.raises(ValueError, match='numbers'): audit.key_numbers(rows, tmp_path)
+    with pytest.raises(ValueError, match='numbers'): key_numbers(rows, tmp_path)
 
 def test_summary_that_differs(led, tmp_path):
     rows = led[led.document=='reported.csv'].assign(claim=lambda t: t.table+'.'+t.row+'.'+t.quantity)
-    for f in 'key-numbers.md','key-numbers.csv': (tmp_path/f).write_text((reported/f).read_text().replace('21.3M','22.3M').replace('21,21.3,','21,22.3,'))
-    t = audit.key_numbers(rows, tmp_path)
+    for f in 'key-numbers.md','key-numbers.csv':
+        changed = (reported/f).read_text().replace('21.3M','22.3M').replace('21,21.3,','21,22.3,')
+        (tmp_path/f).write_text(changed)
+    t = key_numbers(rows, tmp_path)
     assert t[t.value=='22.3'].verdict.tolist()==['inconsistent'] and '21.3' in t[t.value=='22.3'].reason.iloc[0]
 
 # ---- rows appear where results and networks do
 
 def test_every_planned_figure_is_measured():
     "No row is lost because a network got another name"
-    assert len(audit.measured())==len(pd.read_csv(reported/'measured.csv'))
+    assert len(our_figures())==len(pd.read_csv(reported/'measured.csv'))
 
 def test_results_of_task_b_appear(monkeypatch, tmp_path):
     out = tmp_path/'results'
@@ -89,40 +109,43 @@ def test_results_of_task_b_appear(monkeypatch, tmp_path):
     runs.loc[plain,['network','epochs']] = ['wide_resnet width=4',10]
     runs.to_csv(out/'task-b'/'runs.csv', index=False)
     monkeypatch.setenv('MILS_RESULTS', str(out))
-    m = audit.measured().set_index('claim')
+    m = our_figures().set_index('claim')
     assert set(m.index)=={'architectures.wide_resnet.accuracy','baseline.wide_resnet.top5_accuracy'}
-    assert m.value.iloc[0]==pytest.approx(runs.test_top1[plain].mean(), abs=1e-5) and m.value.iloc[1]==pytest.approx(runs.test_top5[plain].mean(), abs=1e-5)
-    led = audit.ledger()
+    assert m.value.iloc[0]==pytest.approx(runs.test_top1[plain].mean(), abs=1e-5)
+    assert m.value.iloc[1]==pytest.approx(runs.test_top5[plain].mean(), abs=1e-5)
+    led = ledger()
     assert (led[(led.table=='architectures')&(led.row=='wide_resnet')&(led.quantity=='accuracy')].verdict=='re-measured').all()
     assert (led[led.table=='task_a_modes'].verdict!='re-measured').all()
 
 def test_only_networks_that_are_described_are_counted_again():
     c = read_claims(reported/'reported.csv')
-    rows = {c.row[i] for i,_,r in audit.recounts(c) if c.table[i]=='architectures'}
+    rows = {c.row[i] for i,_,r in check_recounts(c) if c.table[i]=='architectures'}
     assert rows=={'wide_resnet'} and {'mini_swin','attention_cnn'}<=set(models.list_models())
 
 # ---- intervals
 
 decimals = st.integers(1, 3).flatmap(lambda d: st.integers(1, 10**(d+2)).map(lambda v: f'{v/10**d:.{d}f}'))
 
-@given(st.tuples(decimals, decimals, decimals), st.sampled_from(['100*(a.x.v/b.x.v - 1)', 'a.x.v - b.x.v', 'a.x.v/b.x.v', 'mean(a.x.v, b.x.v, c.x.v)', '(a.x.v + b.x.v)*c.x.v', 'most(*.*.v)', 'least(a.x.v, b.x.v, c.x.v)']),
-       st.tuples(*[st.floats(-1, 1)]*3))
+formulas = ['100*(a.x.v/b.x.v - 1)', 'a.x.v - b.x.v', 'a.x.v/b.x.v', 'mean(a.x.v, b.x.v, c.x.v)', '(a.x.v + b.x.v)*c.x.v',
+    'most(*.*.v)', 'least(a.x.v, b.x.v, c.x.v)']
+@given(st.tuples(decimals, decimals, decimals), st.sampled_from(formulas), st.tuples(*[st.floats(-1, 1)]*3))
 @settings(max_examples=200, deadline=None)
 def test_intervals_against_brute_force(texts, formula, where):
     formula = formula.replace('*.*.v', 'a.x.v, b.x.v, c.x.v')
     mids,halves = [float(t) for t in texts],[.5*10**-len(t.partition('.')[2]) for t in texts]
     known = {f'{k}.x.v':stated(t) for k,t in zip('abc', texts)}
-    if any(ends(x)[0]<=0 for x in known.values()): return
-    lo,hi = ends(evaluate(formula, known))
-    plain = lambda a,b,c: eval(re.sub(r'([abc])\.x\.v', r'\1', formula), dict(a=a, b=b, c=c, mean=lambda *o: sum(o)/len(o), most=max, least=min))
+    if any(interval_ends(x)[0]<=0 for x in known.values()): return
+    lo,hi = interval_ends(evaluate(formula, known))
+    functions = dict(mean=lambda *o: sum(o)/len(o), most=max, least=min)
+    plain = lambda a,b,c: eval(re.sub(r'([abc])\.x\.v', r'\1', formula), dict(functions, a=a, b=b, c=c))
     slack = 1e-9*(1+abs(lo)+abs(hi))
     assert lo-slack<=plain(*(m+h*w for m,h,w in zip(mids, halves, where)))<=hi+slack        # any true values stay inside
-    ends_ = [plain(*(m+h*s for m,h,s in zip(mids, halves, signs))) for signs in itertools.product((-1,1), repeat=3)]
-    assert min(ends_)==pytest.approx(lo, rel=1e-9, abs=1e-9) and max(ends_)==pytest.approx(hi, rel=1e-9, abs=1e-9)   # and it is no wider than it must be
+    corners = [plain(*(m+h*s for m,h,s in zip(mids, halves, signs))) for signs in itertools.product((-1,1), repeat=3)]
+    assert (min(corners),max(corners))==pytest.approx((lo,hi), rel=1e-9, abs=1e-9)       # and it is no wider than it must be
 
 @given(decimals)
 def test_stated_holds_what_is_written_so(text):
-    lo,hi = ends(stated(text))
+    lo,hi = interval_ends(stated(text))
     e = len(text.partition('.')[2])
     for x in np.linspace(lo, hi, 9)[1:-1]: assert f'{x:.{e}f}'==text
 
@@ -145,11 +168,12 @@ def test_reachable_against_brute_force(n, e, v):
 @pytest.mark.parametrize('n,e', [(450,2), (7,1), (16,1), (200,1), (900,2), (12000,2)])
 def test_chance_against_brute_force(n, e):
     every = [f'{v/10**e:.{e}f}' for v in range(100*10**e+1)]
-    assert chance(n, e)==pytest.approx(np.mean([bool(reachable(t, n)) for t in every]))
+    assert chance_reachable(n, e)==pytest.approx(np.mean([bool(reachable(t, n)) for t in every]))
 
 def test_chance_given_the_truth():
     "Three runs over 450: one in three lands on the grid of one"
-    assert chance(450, 2, 1350)==pytest.approx(np.mean([bool(reachable(f'{100*k/1350:.2f}', 450)) for k in range(1351)]), abs=.002)
+    fits = [bool(reachable(f'{100*k/1350:.2f}', 450)) for k in range(1351)]
+    assert chance_reachable(450, 2, 1350)==pytest.approx(np.mean(fits), abs=.002)
 
 @given(st.lists(st.integers(0, 8), min_size=3, max_size=3), st.sampled_from(list(spreads)))
 @settings(max_examples=60, deadline=None)
@@ -168,12 +192,17 @@ def check(tmp_path, text):
     (tmp_path/'t.csv').write_text(text)
     return audit_table(tmp_path/'t.csv')
 
-def kept(values, wrong=None): return ''.join(f'main,net{i},relative,{100*float(v)/float(values[0]) + (4 if i==wrong else 0):.1f},%,x\n' for i,v in enumerate(values))
+def kept(values, wrong=None):
+    percent = [100*float(v)/float(values[0]) for v in values]
+    if wrong is not None: percent[wrong] += 4
+    return ''.join(f'main,net{i},relative,{p:.1f},%,x\n' for i,p in enumerate(percent))
 
 @pytest.mark.parametrize('seed', range(3))
 def test_consistent_table_passes(tmp_path, seed):
     v = accuracies(np.random.default_rng(seed), 450)
-    t = check(tmp_path, table(v, extra=kept(v)+f'main,mean,accuracy,{np.mean([float(o) for o in v]):.2f},%,x\nagain,net0,accuracy,{v[0]},%,x\nmain,net0,accuracy_pm,0.22,pp,x\nmain,net0,runs,3,,x\n'))
+    mean = np.mean([float(o) for o in v])
+    extra = f'main,mean,accuracy,{mean:.2f},%,x\nagain,net0,accuracy,{v[0]},%,x\nmain,net0,accuracy_pm,0.22,pp,x\nmain,net0,runs,3,,x\n'
+    t = check(tmp_path, table(v, extra=kept(v)+extra))
     wrong = t[t.verdict=='inconsistent']
     assert not len(wrong), wrong[['claim','value','reason']].to_string()
     assert t[(t.row=='mean')].reason.iloc[0].startswith('the mean')
@@ -209,8 +238,12 @@ def test_audit_command(tmp_path, capsys):
     assert out.splitlines()[0].startswith('inconsistent  main.net12.accuracy  57.60 %: ') and not err
 
 @pytest.mark.parametrize('text,say', [
-    (header.replace('value','valeu')+'a,b,c,1,,x\n', "did you mean 'valeu'?"), (header+'a,b,accuracy,high,%,x\n', "line 2: 'high' is no number"), (header+'a,b,c,1,,x\na,b,loss,nan,nats,x\n', "line 3: 'nan'"),
-    (header+'a,b,accuracy,33.56%,%,x\n', 'for example 33.56'), (header, 'holds no row'), ('', 'No columns'), (header+'a,b,c,1,,x,y\n', 'rows longer than its header'), ('\x00\x01', 'column')])
+    (header.replace('value','valeu')+'a,b,c,1,,x\n', "did you mean 'valeu'?"),
+    (header+'a,b,accuracy,high,%,x\n', "line 2: 'high' is no number"),
+    (header+'a,b,c,1,,x\na,b,loss,nan,nats,x\n', "line 3: 'nan'"),
+    (header+'a,b,accuracy,33.56%,%,x\n', 'for example 33.56'),
+    (header, 'holds no row'), ('', 'No columns'),
+    (header+'a,b,c,1,,x,y\n', 'rows longer than its header'), ('\x00\x01', 'column')])
 def test_audit_of_bad_files_is_one_line(tmp_path, capsys, text, say):
     f = tmp_path/'t.csv'
     f.write_text(text)
@@ -223,7 +256,11 @@ def test_audit_of_no_file(tmp_path, capsys, name):
     assert main(['audit',str(tmp_path/name)])==1
     assert 'is no file' in capsys.readouterr().err
 
-@given(st.lists(st.tuples(st.sampled_from('ab'), st.sampled_from(['x','y','mean']), st.sampled_from(['accuracy','delta','n','params_ratio','params','accuracy_pm','runs']), st.one_of(decimals, st.integers(0, 10**6).map(str), st.text('0.-e%<+', max_size=4)), st.sampled_from(['','%','pp'])), max_size=12))
+quantities = ['accuracy','delta','n','params_ratio','params','accuracy_pm','runs']
+values = st.one_of(decimals, st.integers(0, 10**6).map(str), st.text('0.-e%<+', max_size=4))
+units = st.sampled_from(['','%','pp'])
+any_row = st.tuples(st.sampled_from('ab'), st.sampled_from(['x','y','mean']), st.sampled_from(quantities), values, units)
+@given(st.lists(any_row, max_size=12))
 @settings(max_examples=150, deadline=None)
 def test_any_table_has_verdicts_or_an_error(tmp_path_factory, rows):
     f = tmp_path_factory.mktemp('t')/'t.csv'
@@ -231,3 +268,7 @@ def test_any_table_has_verdicts_or_an_error(tmp_path_factory, rows):
     try: t = audit_table(f)
     except ValueError as e: assert str(f) in str(e)
     else: assert len(t)==len(rows) and set(t.verdict)<=set(verdicts)
+
+def test_a_ratio_to_nothing_is_no_error(tmp_path):
+    t = check(tmp_path, header+'a,x,params,5,,x\na,y,params,0,,x\na,x,param_ratio,2.0,,x\n')
+    assert t.verdict.eq('not checkable').all()
