@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .core import channel_sets,lookup,set_name
 from .models import create_model
-from .runs import read_results,results_dir
+from .tables import read_results,results_dir
 from .stats import crossed,paired,right
 from .claims import (contradictions,derived,ends,evaluate,find_numbers,findings,granularity,is_number,meets,named,parts,plus_minus,
     read_claims,said,settle,shown,sizes,span,stated,support)

@@ -106,7 +106,7 @@ def train(
 
 def _plan(p, present, networks, channels, set, precision, **typed):
     "The `Config`s of a protocol on data with the channels `present`, with what was typed in the place of what it says"
-    from mils.runs import grid
+    from mils.arms import grid
     typed = {k:v for k,v in typed.items() if v is not None}
     sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
     arms = parse_networks(networks) if networks else p['arms']
@@ -131,7 +131,10 @@ def sweep(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
-    from mils.runs import protocols,results_dir,run_name,seed_set,sweep_runs
+    from mils.identity import run_name
+    from mils.protocols import protocols
+    from mils.sweeps import seed_set,sweep_runs
+    from mils.tables import results_dir
     p = lookup(protocols, protocol, 'protocol')
     ds,folds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived')),p.get('folds', False)
     cfgs = _plan(p, ds.channels, networks, channels, set, precision, epochs=epochs, seeds=parse_numbers(seeds) if seeds else None, recipe=recipe)
@@ -147,19 +150,28 @@ def sweep(
 def results(
     protocol:str,  # a folder below `runs`, named as the protocol
     runs:str='runs',  # where runs live
-    out:str=None,  # folder for the tables; default: results/ and the protocol's name
+    out:str=None,  # folder for the tables; default: results/ and the protocol's name below `runs`
+    record:bool=False,  # into the recorded tables in results/, which the report reads
+    remove:str=None,  # names of runs, separated by commas, whose rows are to go from the tables; nothing else is done
 ):
-    "Collect the finished runs of a sweep into the tables that the report reads, and print them"
-    from mils.runs import collect_runs,results_dir
-    out = Path(out) if out else results_dir()/protocol
+    "Collect the finished runs of a sweep into tables, and print them"
+    from mils.tables import collect_runs,other_versions,remove_runs,tables_dir
+    out = Path(out) if out else tables_dir(protocol, record, runs)
+    if remove:
+        remove_runs(out, remove.split(','))
+        print(f'removed {remove} from the tables in {out}')
+        return
     t = collect_runs(Path(runs)/protocol, out)['runs'].sort_values(['network','seed'])
-    t = t.assign(minutes=(t.seconds/60).round(1), **{k:(100*t[k]).round(2) for k in ('val_top1','test_top1','test_top5')})
-    print(t[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
+    shown = t.assign(minutes=(t.seconds/60).round(1), **{k:(100*t[k]).round(2) for k in ('val_top1','test_top1','test_top5')})
+    print(shown[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
     print(f'{len(t)} runs, tables in {out}')
+    for older,*newer in other_versions(t):
+        print(f'{older} and {", ".join(newer)} have the same settings and other versions, and both stay; --remove {older} takes the older one out')
 
 def _of_protocol(protocol, data, out, skip_bad):
     "The data of a protocol, and the folder for its tables, which is there afterwards"
-    from mils.runs import protocols,results_dir
+    from mils.protocols import protocols
+    from mils.tables import results_dir
     p = lookup(protocols, protocol, 'protocol')
     ds,out = _load(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived')),Path(out) if out else results_dir()/protocol
     out.mkdir(parents=True, exist_ok=True)
@@ -201,7 +213,9 @@ def costs(
     out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks, or some, on this machine"
-    from mils.runs import protocols,results_dir,environment
+    from mils.identity import environment
+    from mils.protocols import protocols
+    from mils.tables import results_dir
     from mils.profile import costs as measure
     p = lookup(protocols, protocol, 'protocol')
     chosen = {json.dumps(n):n for a in (parse_networks(networks) if networks else p['arms']) for n in [dict(model=a['model'], **a.get('options', {}))]}

@@ -9,7 +9,7 @@ __all__ = ['Recorded']
 from itertools import permutations
 import numpy as np,pandas as pd
 from .core import lookup
-from .runs import read_results
+from .tables import read_results
 from .stats import paired,right
 
 # %% ../nbs/07b_recorded.ipynb #7ec00006

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from hypothesis import given,settings,strategies as st
 from mils import audit,models
-from mils.runs import results_dir
+from mils.tables import results_dir
 from mils.claims import audit_table,chance,ends,evaluate,named,reachable,read_claims,spread_readings,spreads,stated,verdicts
 from mils.cli import main
 
