@@ -244,11 +244,11 @@ def bench(
     out:str=None,  # CSV for the row of each training
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
-    from mils.bench import bench as run
+    from mils.bench import compare_speed
     net,*more = parse_networks(network)
     if more or 'dynamic' in net: raise ValueError(f'{network!r}; expected one plain network, such as small_cnn or wide_resnet:width=2')
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
-    rows = run(data, net['model'], size, epochs, rounds, n_train, photo_size=photo_size, options=net['options'], classes=_classes(classes))
+    rows = compare_speed(data, net['model'], size, epochs, rounds, n_train, photo_size=photo_size, options=net['options'], classes=_classes(classes))
     if out: write_atomic(out, rows.to_csv(index=False))
 
 def audit(
