@@ -136,7 +136,7 @@ def compare_speed(
     rounds:int=3,  # trainings of each way
     n_train:int=None,  # training images; all by default
     n_val:int=None,  # validation images; all by default
-    photo_size:int=0,  # write the pictures as JPEGs of this size first: upscaled, as costly to open as photographs; 0: the files as they are
+    photo_size:int=0,  # write the pictures as JPEGs of this size first: upscaled, and as costly to open; 0: as they are
     classes=None,  # of a folder or zip: labels or names to keep
     workers:int=None,  # of the usual way; by default one a core
     options:dict=None,  # of the model, such as `width`
