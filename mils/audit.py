@@ -10,7 +10,7 @@ import re
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from .runs import results_dir
+from .tables import results_dir
 from .claims import find_numbers,is_number,meets,read_claims,stated
 from .formulas import allowed_by,check_derived,check_parts,evaluate,formula_parts,known_numbers,show_formula,show_interval
 from .granularity import check_granularity

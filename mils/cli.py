@@ -106,7 +106,7 @@ def train(
 
 def _plan(p, present, networks, channels, set, precision, **typed):
     "The `Config`s of a protocol on data with the channels `present`, with what was typed in the place of what it says"
-    from mils.runs import grid
+    from mils.arms import grid
     typed = {k:v for k,v in typed.items() if v is not None}
     sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
     arms = parse_networks(networks) if networks else p['arms']
@@ -131,7 +131,10 @@ def sweep(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
-    from mils.runs import protocols,results_dir,run_name,seed_set,sweep_runs
+    from mils.identity import run_name
+    from mils.protocols import protocols
+    from mils.sweeps import seed_set,sweep_runs
+    from mils.tables import results_dir
     p = lookup(protocols, protocol, 'protocol')
     ds,folds = _load(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived')),p.get('folds', False)
     cfgs = _plan(p, ds.channels, networks, channels, set, precision, epochs=epochs, seeds=parse_numbers(seeds) if seeds else None, recipe=recipe)
@@ -147,19 +150,28 @@ def sweep(
 def results(
     protocol:str,  # a folder below `runs`, named as the protocol
     runs:str='runs',  # where runs live
-    out:str=None,  # folder for the tables; default: results/ and the protocol's name
+    out:str=None,  # folder for the tables; default: results/ and the protocol's name below `runs`
+    record:bool=False,  # into the recorded tables in results/, which the report reads
+    remove:str=None,  # names of runs, separated by commas, whose rows are to go from the tables; nothing else is done
 ):
-    "Collect the finished runs of a sweep into the tables that the report reads, and print them"
-    from mils.runs import collect_runs,results_dir
-    out = Path(out) if out else results_dir()/protocol
+    "Collect the finished runs of a sweep into tables, and print them"
+    from mils.tables import collect_runs,other_versions,remove_runs,tables_dir
+    out = Path(out) if out else tables_dir(protocol, record, runs)
+    if remove:
+        remove_runs(out, remove.split(','))
+        print(f'removed {remove} from the tables in {out}')
+        return
     t = collect_runs(Path(runs)/protocol, out)['runs'].sort_values(['network','seed'])
-    t = t.assign(minutes=(t.seconds/60).round(1), **{k:(100*t[k]).round(2) for k in ('val_top1','test_top1','test_top5')})
-    print(t[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
+    shown = t.assign(minutes=(t.seconds/60).round(1), **{k:(100*t[k]).round(2) for k in ('val_top1','test_top1','test_top5')})
+    print(shown[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
     print(f'{len(t)} runs, tables in {out}')
+    for older,*newer in other_versions(t):
+        print(f'{older} and {", ".join(newer)} have the same settings and other versions, and both stay; --remove {older} takes the older one out')
 
 def _of_protocol(protocol, data, out, skip_bad):
     "The data of a protocol, and the folder for its tables, which is there afterwards"
-    from mils.runs import protocols,results_dir
+    from mils.protocols import protocols
+    from mils.tables import results_dir
     p = lookup(protocols, protocol, 'protocol')
     ds,out = _load(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived')),Path(out) if out else results_dir()/protocol
     out.mkdir(parents=True, exist_ok=True)
@@ -201,14 +213,16 @@ def costs(
     out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks, or some, on this machine"
-    from mils.runs import protocols,results_dir,environment
-    from mils.costs import cost_table
+    from mils.identity import environment
+    from mils.protocols import protocols
+    from mils.tables import results_dir
+    from mils.profile import costs as measure
     p = lookup(protocols, protocol, 'protocol')
     chosen = {json.dumps(n):n for a in (parse_networks(networks) if networks else p['arms']) for n in [dict(model=a['model'], **a.get('options', {}))]}
     out = Path(out) if out else results_dir()/protocol
     n = len(parse_numbers(p['classes'])) if p.get('classes') else _load(p['data'], p['size'], None, False).n_classes
     env = environment(device)
-    t = cost_table(chosen.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
+    t = measure(chosen.values(), n, p['size'], rounds=rounds, device=device, precision=p['precision']).assign(**{k:env[k] for k in ('machine','cores','torch')})
     out.mkdir(parents=True, exist_ok=True)
     path = out/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
     if networks and path.exists():                                       # the rows of others stay
@@ -230,19 +244,18 @@ def bench(
     out:str=None,  # CSV for the row of each training
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
-    from mils.bench import bench as run
+    from mils.bench import compare_speed
     net,*more = parse_networks(network)
     if more or 'dynamic' in net: raise ValueError(f'{network!r}; expected one plain network, such as small_cnn or wide_resnet:width=2')
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
-    rows = run(data, net['model'], size, epochs, rounds, n_train, photo_size=photo_size, options=net['options'], classes=_classes(classes))
+    rows = compare_speed(data, net['model'], size, epochs, rounds, n_train, photo_size=photo_size, options=net['options'], classes=_classes(classes))
     if out: write_atomic(out, rows.to_csv(index=False))
 
 def audit(
     file:str,  # a CSV table of reported numbers with the columns table,row,quantity,value,unit
 ):
     "Check a table of reported numbers: what follows from what, and what cannot be"
-    from mils.claims import verdicts
-    from mils.relations import audit_table
+    from mils.claims import audit_table,verdicts
     t = audit_table(file)
     told = t[t.verdict!='not checkable'].sort_values('verdict', key=lambda v: v.map(list(verdicts).index), kind='stable')
     for o in told.itertuples(): print(f'{o.verdict:12}  {o.claim}  {o.value} {o.unit}'.rstrip()+f': {o.reason}')

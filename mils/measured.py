@@ -9,7 +9,7 @@ __all__ = ['our_figures']
 from pathlib import Path
 import numpy as np,pandas as pd
 from .core import lookup
-from .runs import read_results,results_dir
+from .tables import read_results,results_dir
 from .stats import crossed,hit_table
 from .pairs import paired
 

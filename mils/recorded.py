@@ -10,7 +10,7 @@ from itertools import permutations
 import numpy as np,pandas as pd
 from fastcore.basics import patch
 from .core import lookup
-from .runs import read_results
+from .tables import read_results
 from .stats import hit_table
 from .pairs import paired
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat,numpy as np,pandas as pd,pytest
 from hypothesis import given,settings,strategies as st
 from mils import models
-from mils.runs import results_dir
+from mils.tables import results_dir
 from mils.claims import interval_ends,read_claims,stated,verdicts
 from mils.formulas import evaluate,formula_parts
 from mils.granularity import chance_reachable,check_granularity,reachable

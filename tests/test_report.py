@@ -5,7 +5,9 @@ import nbformat,pandas as pd,pytest
 from mils.core import digest
 from mils.models import create_model
 from mils.config import Config
-from mils.runs import declared,grid,identity,protocols
+from mils.arms import grid
+from mils.protocols import protocols
+from mils.identity import declared,identity
 from mils.site import run_notebook
 
 repo = Path(__file__).resolve().parent.parent

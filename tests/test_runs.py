@@ -3,12 +3,13 @@ import random,resource,subprocess,sys
 from pathlib import Path
 import pandas as pd,pytest
 from mils.config import Config
-from mils.runs import collect_runs,load_run,read_results,run_name,sweep_runs,train_run
+from mils.identity import run_name
+from mils.runs import load_run,train_run
+from mils.sweeps import sweep_runs
+from mils.tables import collect_runs,read_results
 
 CODE = '''
-import sys
-from mils.chroma import chroma
-from mils.runs import grid,sweep_runs
+import sys; from mils.chroma import chroma; from mils.arms import grid; from mils.sweeps import sweep_runs
 ds = chroma(n_train=320, n_val=60, n_test=60)
 arms = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
 print('ready', flush=True)

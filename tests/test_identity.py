@@ -1,0 +1,170 @@
+"A run has one name, whoever writes the code better, and a folder is never taken for another run"
+import ast,inspect,json,os,shutil,subprocess,sys
+from dataclasses import asdict
+from pathlib import Path
+import pytest
+from mils.core import digest
+from mils.models import models,register_model,small_cnn
+from mils.config import Config
+from mils.learner import get_learner
+from mils.weights import load_tensors,save_tensors
+from mils.arms import describe,planned
+from mils.protocols import protocols
+from mils.identity import identity,run_name
+from mils.runs import load_run,train_run
+from mils.sweeps import sweep_runs
+
+package = Path(inspect.getsourcefile(run_name)).parent
+
+# ---- protocols ----
+
+def settings(cfg): return digest(identity(cfg, {}, {})['config'], 4)
+
+@pytest.mark.parametrize('name', protocols)
+def test_a_protocol_is_what_it_was(name):
+    "Every planned run, in order: `tests/protocols.json` has a few digits for each. A protocol that is to change changes there, too"
+    want = json.loads(Path(__file__).with_name('protocols.json').read_text())[name].split()
+    cfgs = planned(protocols[name])
+    for i,(cfg,was) in enumerate(zip(cfgs, want)): assert settings(cfg)==was, f'run {i+1} of {name}, {describe(cfg)} of seed {cfg.seed}, is not the one that was planned'
+    assert len(cfgs)==len(want)
+
+def test_all_protocols_are_known(): assert list(protocols)==list(json.loads(Path(__file__).with_name('protocols.json').read_text()))
+
+def test_a_new_generator_joins_no_protocol(monkeypatch):
+    from mils.generators import generators
+    before = [len(planned(p)) for p in protocols.values()]
+    monkeypatch.setitem(generators, 'new', generators['bank'])
+    monkeypatch.setitem(models, 'new', small_cnn)
+    assert [len(planned(p)) for p in protocols.values()]==before
+
+# ---- names ----
+
+NAMES = '''
+import json; from mils.chroma import chroma; from mils.learner import Config; from mils.identity import run_name,source_digest
+ds = chroma(n_train=60, n_val=20, n_test=20)
+cfgs = [Config(precision='float32'), Config('resnet34', dict(stem='half'), precision='float32'), Config('strict4', dict(width=.5), precision='float32'),
+    Config(dynamic=True, generator='bank', sampling='sample', views=3, precision='float32')]
+print(json.dumps(dict(code=source_digest(), names=[run_name(c, ds) for c in cfgs])))
+'''
+def names(home):
+    r = subprocess.run([sys.executable,'-c',NAMES], cwd=home, env={**os.environ,'PYTHONPATH':str(home)}, capture_output=True, text=True)
+    assert not r.returncode, r.stderr
+    return json.loads(r.stdout.splitlines()[-1])
+
+def rename_locals(source):
+    "One local variable of every plain function has another name"
+    tree = ast.parse(source)
+    for f in ast.walk(tree):
+        if not isinstance(f, ast.FunctionDef): continue
+        inside = [n for o in f.body for n in ast.walk(o)]
+        if any(isinstance(n, (ast.FunctionDef,ast.Lambda,ast.ClassDef,ast.Global,ast.ListComp,ast.DictComp,ast.SetComp,ast.GeneratorExp)) for n in inside): continue
+        made = [t.id for n in inside if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+        for n in inside:
+            if made and isinstance(n, ast.Name) and n.id==made[0]: n.id = f'{made[0]}_in_better_words'
+    return ast.unparse(tree)
+
+def add_docstrings(source):
+    tree = ast.parse(source)
+    for f in ast.walk(tree):
+        if isinstance(f, ast.FunctionDef) and not ast.get_docstring(f): f.body.insert(0, ast.Expr(ast.Constant('What it does')))
+    return ast.unparse(tree)
+
+def split(path):
+    "All that a module defines is in another one now"
+    shutil.move(path, path.with_name(f'rest_of_{path.name}'))
+    path.write_text(f'from mils import rest_of_{path.stem} as rest\nglobals().update({{k:v for k,v in vars(rest).items() if not k.startswith("__")}})\n')
+
+@pytest.fixture(scope='module')
+def before(): return names(package.parent)
+
+def edited(edit):
+    return lambda home: [p.write_text(edit(p.read_text())) for p in home.rglob('*.py')]
+def split_modules(home):
+    for f in (get_learner, small_cnn): split(home/Path(inspect.getsourcefile(f)).name)
+def star_imports(home):
+    path = home/Path(inspect.getsourcefile(get_learner)).name
+    path.write_text(path.read_text()+'\nfrom mils.core import *\nfrom mils.models import *\n')
+
+@pytest.mark.parametrize('change,text_changes', [(edited(rename_locals),True), (edited(add_docstrings),False), (split_modules,True), (star_imports,True)],
+    ids=['locals','docstrings','split','star'])
+def test_better_code_keeps_names(tmp_path, before, change, text_changes):
+    shutil.copytree(package, tmp_path/'mils', ignore=shutil.ignore_patterns('__pycache__'))
+    change(tmp_path/'mils')
+    after = names(tmp_path)
+    assert after['names']==before['names']
+    assert (after['code']!=before['code'])==text_changes
+
+def test_a_version_changes_the_names_of_its_runs(tiny, monkeypatch):
+    from mils import identity as module
+    from mils.generators import generators
+    cfgs = dict(plain=Config(), dynamic=Config(dynamic=True), sampled=Config(dynamic=True, sampling='sample'), other=Config('strict2'))
+    name = lambda: {k:run_name(c, tiny) for k,c in cfgs.items()}
+    was = name()
+    for table,key,changed in ((module.versions,'training',{*cfgs}), (module.versions,'sampling',{'sampled'}), (module.versions,'stem',{'dynamic','sampled'}),
+            (generators.versions,'covariance',{'dynamic','sampled'}), (models.versions,'strict2',{'other'})):
+        with monkeypatch.context() as m:
+            m.setitem(table, key, table[key]+1)
+            assert {k for k,v in name().items() if v!=was[k]}==changed
+
+def test_a_new_default_is_another_name():
+    "What a name leaves out does not follow the defaults: ten epochs are left out, whatever the default"
+    assert 'epochs' not in identity(Config(epochs=10), {}, {})['config'] and identity(Config(epochs=12), {}, {})['config']['epochs']==12
+
+# ---- folders ----
+
+def net(width, dropout=.1):
+    from torch import nn
+    def mine(n_classes, c_in=3, size=32): return nn.Sequential(nn.Conv2d(c_in, width, 8, 8), nn.Dropout(dropout), nn.Flatten(), nn.Linear(width*(size//8)**2, n_classes))
+    return mine
+
+@pytest.fixture
+def own(monkeypatch):
+    "A registry to try things in"
+    for table in (models, models.versions): monkeypatch.setitem(table, 'mine', None)
+    return Config('mine', epochs=1, overrides=dict(bs=60), precision='float32') if register_model(net(8)) else None
+
+def test_a_widened_network_does_not_get_the_old_run(tiny, tmp_path, own):
+    first = train_run(own, tiny, tmp_path)
+    files = {f.name:f.read_bytes() for f in first.iterdir()}
+    register_model(net(16))
+    with pytest.raises(ValueError, match=r'0.weight is \[8, 3, 8, 8\] there and \[16, 3, 8, 8\] today.*register_model\(version=2\) at mine in .*test_identity'): train_run(own, tiny, tmp_path)
+    with pytest.raises(ValueError, match='another mine'): load_run(first)
+    assert {f.name:f.read_bytes() for f in first.iterdir()}==files
+    register_model(net(16), version=2)
+    second = train_run(own, tiny, tmp_path)
+    assert second!=first and load_run(second)[0].out_channels==16
+    with pytest.raises(ValueError, match='model is 1 there and 2 today'): load_run(first)
+    register_model(net(8))
+    assert train_run(own, tiny, tmp_path)==first and load_run(first)[0].out_channels==8
+
+def test_nor_does_it_go_on_with_an_unfinished_one(tiny, tmp_path, own):
+    folder = train_run(own, tiny, tmp_path)
+    weights,_ = load_tensors(folder/'model.safetensors')
+    save_tensors(folder/'state.safetensors', {f'net.{k}':v for k,v in weights.items()}, dict(rows=[]))
+    for f in ('DONE','model.safetensors'): (folder/f).unlink()
+    register_model(net(16))
+    with pytest.raises(ValueError, match='another mine'): train_run(own, tiny, tmp_path)
+    assert (folder/'state.safetensors').exists()
+
+def test_a_folder_with_other_settings_is_refused(tiny, tmp_path):
+    cfg = Config(epochs=1, overrides=dict(bs=60), precision='float32')
+    folder = train_run(cfg, tiny, tmp_path)
+    about = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps({**about, 'config':{**about['config'], 'epochs':2}}))
+    with pytest.raises(ValueError, match='epochs is 2 there and 1 today'): train_run(cfg, tiny, tmp_path)
+
+def test_a_change_that_shapes_do_not_show_is_told(tiny, tmp_path, own, recwarn):
+    train_run(own, tiny, tmp_path)
+    assert not [w for w in recwarn if 'written differently' in str(w.message)]
+    @register_model
+    def mine(n_classes, c_in=3, size=32): return net(8, .5)(n_classes, c_in, size)
+    with pytest.warns(UserWarning, match='mine is written differently.*version=2'): train_run(own, tiny, tmp_path)
+
+def test_processes_know_networks_that_can_be_imported(tiny, tmp_path, monkeypatch, own):
+    (tmp_path/'nets_of_mine.py').write_text('from mils.models import register_model,small_cnn\n@register_model\ndef imported(n_classes, c_in=3, size=32): return small_cnn(n_classes, c_in, size)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    for table in (models, models.versions): monkeypatch.setitem(table, 'imported', None)
+    import nets_of_mine
+    cfg = Config('imported', epochs=1, overrides=dict(bs=60))
+    assert sweep_runs([cfg], tiny, tmp_path/'runs', jobs=2)=={} and (tmp_path/'runs'/run_name(cfg, tiny)/'DONE').exists()
+    with pytest.raises(ValueError, match='mine is defined in this session'): sweep_runs([own], tiny, tmp_path/'runs', jobs=2)
