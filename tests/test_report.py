@@ -6,7 +6,7 @@ from mils.core import digest
 from mils.models import create_model
 from mils.config import Config
 from mils.runs import declared,grid,identity,protocols
-from mils.site import run_notebook
+from mils.pages import run_notebook
 
 repo = Path(__file__).resolve().parent.parent
 pages = sorted((repo/'nbs'/'report').glob('*.ipynb'))
