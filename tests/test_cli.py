@@ -4,8 +4,6 @@ import pandas as pd,pytest
 from mils.commands import commands
 from mils.cli import main
 
-def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
-
 names = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
 
 @pytest.mark.parametrize('command', names)
@@ -30,7 +28,8 @@ def test_usage(capsys):
     assert all(c in out for c in names)
 
 @pytest.mark.parametrize('words,say', [
-    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
+    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"),
+    (['train','small_cnn:dynamic:generator=bnak'], "did you mean 'bank'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
     (['train','small_cnn','--set','rl=1'], "recipe setting"), (['train','small_cnn','--channels','RX'], 'possible: R, G, B'),
     (['train','small_cnn','--epochs','0'], 'expected 1 or more'), (['train','small_cnn','--classes','a'], '0-49'),
     (['train','small_cnn:width=1,2'], 'mils sweep'), (['results','chroma','--runs','/nowhere'], 'no finished run')])
@@ -79,11 +78,13 @@ def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
     with monkeypatch.context() as m:
         m.setattr(runs, 'sweep_runs', note)
         assert main(['sweep','task-b-full'])==0 and len({n for n,c in asked})==len(asked)>200
-    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(model='strict2', options=dict(width=.125), recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    small_net = dict(model='strict2', options=dict(width=.125))
     with monkeypatch.context() as m:
-        m.setitem(runs.protocols['task-b-full'], 'arms', list(recipes.values()))
+        m.setitem(runs.protocols['task-b-full'], 'arms', [{**small_net, **recipe} for recipe in recipes.values()])
         assert len(recipes)>10 and main('sweep task-b-full --epochs 1 --seeds 2 --runs recipes'.split())==0
-    for _ in range(2): assert main('sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125'])==0
+    two_nets = 'sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125']
+    for _ in range(2): assert main(two_nets)==0
     assert main(['results','task-b-full'])==0 and main(['fuse','task-b-full'])==0
     rec = Recorded('task-b-full')
     assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4'))['seeds']==2
@@ -96,7 +97,8 @@ def test_folds(tmp_path, monkeypatch, capsys, small):
     monkeypatch.chdir(tmp_path)
     from mils.recorded import Recorded
     from mils.runs import protocols
-    for k,v in dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))]).items(): monkeypatch.setitem(protocols['chroma'], k, v)
+    changed = dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))])
+    for k,v in changed.items(): monkeypatch.setitem(protocols['chroma'], k, v)
     assert main(['sweep','chroma','--skip-recorded'])==0 and main(['results','chroma'])==0        # nothing is recorded yet
     rec = Recorded('chroma')
     assert rec.runs.data_key.nunique()==2 and rec.runs.groupby('seed').data_key.nunique().eq(1).all()
@@ -125,7 +127,14 @@ def test_sweep_options(monkeypatch, small):
 
 def test_light_imports():
     "Help, lists and the package itself need no PyTorch"
-    code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.check,mils.cache,mils.sets,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
+    code = '''
+import sys,time
+start = time.perf_counter()
+import mils
+seconds = time.perf_counter()-start
+import mils.core,mils.source,mils.chroma,mils.cli
+assert 'torch' not in sys.modules
+print(seconds)'''
     def seconds(): return float(subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout)
     assert min(seconds() for _ in range(3))<.3       # the best of three: a busy machine delays one
 
@@ -148,4 +157,5 @@ def test_skip_bad(tmp_path, monkeypatch, capsys):
     from mils.runs import protocols
     for k,v in dict(data=str(tmp_path), classes=None, size=9).items(): monkeypatch.setitem(protocols['task-b'], k, v)
     assert main('fuse task-b'.split())==1 and 'val1.png' in capsys.readouterr().err
-    assert main('fuse task-b --skip-bad'.split())==1 and 'no plain network' in capsys.readouterr().err        # the data are read, and there are no runs
+    assert main('fuse task-b --skip-bad'.split())==1          # the data are read, and there are no runs
+    assert 'no plain network' in capsys.readouterr().err
