@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 import pandas as pd,torch
 from PIL import Image
-from torch import nn
 from .manifest import read_manifest
 from .imageset import ImageSet
 from .cache import cached

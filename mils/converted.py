@@ -7,7 +7,6 @@ __all__ = ['solved_layers', 'solve_layer', 'solve_layers', 'plain_runs', 'conver
 
 # %% ../nbs/06g_converted.ipynb #d3372318
 import itertools
-from copy import deepcopy
 from pathlib import Path
 import pandas as pd,torch
 from torch import nn

@@ -1,26 +1,35 @@
 "`mils` as a user types it"
-import json,subprocess,sys
+import json,re,subprocess,sys
 import pandas as pd,pytest
-from mils import cli
+from mils.commands import commands
 from mils.cli import main
 
-def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
+names = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
 
-commands = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
-
-@pytest.mark.parametrize('command', commands)
+@pytest.mark.parametrize('command', names)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e: main([command,'--help'])
     out = capsys.readouterr().out
     assert e.value.code==0 and f'usage: mils {command}' in out and len(out.splitlines())>5
 
+def test_every_command_is_known(): assert list(commands)==names
+
+@pytest.mark.parametrize('command', ['train','sweep','costs'])
+def test_help_knows_what_is_registered(command, capsys):
+    from mils.generators import generators
+    from mils.models import list_models
+    with pytest.raises(SystemExit): main([command,'--help'])
+    words = set(re.findall(r'\w+', capsys.readouterr().out))
+    assert {*list_models(), *generators}<=words
+
 def test_usage(capsys):
     assert main(['--help'])==0 and main([])==2
     out = capsys.readouterr().out
-    assert all(c in out for c in commands)
+    assert all(c in out for c in names)
 
 @pytest.mark.parametrize('words,say', [
-    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
+    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"),
+    (['train','small_cnn:dynamic:generator=bnak'], "did you mean 'bank'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
     (['train','small_cnn','--set','rl=1'], "recipe setting"), (['train','small_cnn','--channels','RX'], 'possible: R, G, B'),
     (['train','small_cnn','--epochs','0'], 'expected 1 or more'), (['train','small_cnn','--classes','a'], '0-49'),
     (['train','small_cnn:width=1,2'], 'mils sweep'), (['results','chroma','--runs','/nowhere'], 'no finished run')])
@@ -32,7 +41,7 @@ def test_errors_are_one_line(words, say, capsys):
 @pytest.mark.parametrize('command,goes_on', [('sweep',True),('costs',False)])
 def test_an_interrupted_command_says_whether_it_goes_on(command, goes_on, monkeypatch, capsys):
     def stopped(protocol:str): raise KeyboardInterrupt
-    monkeypatch.setitem(cli._commands, command, stopped)
+    monkeypatch.setitem(commands, command, stopped)
     assert main([command,'chroma'])==130
     assert ('the same command continues' in capsys.readouterr().err)==goes_on
 
@@ -45,7 +54,7 @@ def small(monkeypatch):
     "chroma, a few pictures of it"
     from mils.chroma import chroma
     ds = chroma(n_train=400, n_val=100, n_test=100)
-    monkeypatch.setattr(cli, '_load', lambda *args,**kw: ds)
+    monkeypatch.setattr('mils.sets.load_data', lambda *args,**kw: ds)
 
 def test_main_road(tmp_path, monkeypatch, small):
     "sweep, results, and both again"
@@ -54,7 +63,7 @@ def test_main_road(tmp_path, monkeypatch, small):
     from mils.protocols import protocols
     monkeypatch.setitem(protocols['chroma'], 'arms', [dict(model='small_cnn', dynamic=True, sampling='sample')])
     for _ in range(2): assert main(['sweep','chroma','--epochs','1','--seeds','0'])==0
-    assert main(['results','chroma'])==0 and not (tmp_path/'results').exists()                       # recorded tables change when asked
+    assert main(['results','chroma'])==0 and not (tmp_path/'results').exists()          # recorded tables change when asked
     assert (tmp_path/'runs/results/chroma/runs.csv').exists()
     assert main(['results','chroma','--record'])==0
     assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
@@ -73,11 +82,13 @@ def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
     with monkeypatch.context() as m:
         m.setattr(sweeps, 'sweep_runs', note)
         assert main(['sweep','task-b-full'])==0 and len({n for n,c in asked})==len(asked)>200
-    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(model='strict2', options=dict(width=.125), recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    small_net = dict(model='strict2', options=dict(width=.125))
     with monkeypatch.context() as m:
-        m.setitem(protocols['task-b-full'], 'arms', list(recipes.values()))
+        m.setitem(protocols['task-b-full'], 'arms', [{**small_net, **recipe} for recipe in recipes.values()])
         assert len(recipes)>10 and main('sweep task-b-full --epochs 1 --seeds 2 --runs recipes'.split())==0
-    for _ in range(2): assert main('sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125'])==0
+    two_nets = 'sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125']
+    for _ in range(2): assert main(two_nets)==0
     assert main(['results','task-b-full','--record'])==0 and main(['fuse','task-b-full'])==0
     rec = Recorded('task-b-full')
     assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4'))['seeds']==2
@@ -90,7 +101,8 @@ def test_folds(tmp_path, monkeypatch, capsys, small):
     monkeypatch.chdir(tmp_path)
     from mils.recorded import Recorded
     from mils.protocols import protocols
-    for k,v in dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))]).items(): monkeypatch.setitem(protocols['chroma'], k, v)
+    changed = dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))])
+    for k,v in changed.items(): monkeypatch.setitem(protocols['chroma'], k, v)
     assert main(['sweep','chroma','--skip-recorded'])==0 and main(['results','chroma','--record'])==0        # nothing is recorded yet
     rec = Recorded('chroma')
     assert rec.runs.data_key.nunique()==2 and rec.runs.groupby('seed').data_key.nunique().eq(1).all()
@@ -139,7 +151,14 @@ def test_sweep_options(monkeypatch, small):
 
 def test_light_imports():
     "Help, lists and the package itself need no PyTorch"
-    code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.check,mils.cache,mils.sets,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
+    code = '''
+import sys,time
+start = time.perf_counter()
+import mils
+seconds = time.perf_counter()-start
+import mils.core,mils.check,mils.cache,mils.sets,mils.chroma,mils.cli
+assert 'torch' not in sys.modules
+print(seconds)'''
     def seconds(): return float(subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout)
     assert min(seconds() for _ in range(3))<.3       # the best of three: a busy machine delays one
 
@@ -162,4 +181,5 @@ def test_skip_bad(tmp_path, monkeypatch, capsys):
     from mils.protocols import protocols
     for k,v in dict(data=str(tmp_path), classes=None, size=9).items(): monkeypatch.setitem(protocols['task-b'], k, v)
     assert main('fuse task-b'.split())==1 and 'val1.png' in capsys.readouterr().err
-    assert main('fuse task-b --skip-bad'.split())==1 and 'no plain network' in capsys.readouterr().err        # the data are read, and there are no runs
+    assert main('fuse task-b --skip-bad'.split())==1          # the data are read, and there are no runs
+    assert 'no plain network' in capsys.readouterr().err
