@@ -1,23 +1,33 @@
 "`mils` as a user types it"
-import json,subprocess,sys
+import json,re,subprocess,sys
 import pandas as pd,pytest
-from mils import cli
 from mils.cli import main
+from mils.commands import commands
 
 def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
 
-commands = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
+names = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
 
-@pytest.mark.parametrize('command', commands)
+@pytest.mark.parametrize('command', names)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e: main([command,'--help'])
     out = capsys.readouterr().out
     assert e.value.code==0 and f'usage: mils {command}' in out and len(out.splitlines())>5
 
+def test_every_command_is_known(): assert list(commands)==names
+
+@pytest.mark.parametrize('command', ['train','sweep','costs'])
+def test_help_knows_what_is_registered(command, capsys):
+    from mils.generators import generators
+    from mils.models import list_models
+    with pytest.raises(SystemExit): main([command,'--help'])
+    words = set(re.findall(r'\w+', capsys.readouterr().out))
+    assert {*list_models(), *generators}<=words
+
 def test_usage(capsys):
     assert main(['--help'])==0 and main([])==2
     out = capsys.readouterr().out
-    assert all(c in out for c in commands)
+    assert all(c in out for c in names)
 
 @pytest.mark.parametrize('words,say', [
     (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
@@ -32,7 +42,7 @@ def test_errors_are_one_line(words, say, capsys):
 @pytest.mark.parametrize('command,goes_on', [('sweep',True),('costs',False)])
 def test_an_interrupted_command_says_whether_it_goes_on(command, goes_on, monkeypatch, capsys):
     def stopped(protocol:str): raise KeyboardInterrupt
-    monkeypatch.setitem(cli._commands, command, stopped)
+    monkeypatch.setitem(commands, command, stopped)
     assert main([command,'chroma'])==130
     assert ('the same command continues' in capsys.readouterr().err)==goes_on
 
@@ -45,7 +55,7 @@ def small(monkeypatch):
     "chroma, a few pictures of it"
     from mils.chroma import chroma
     ds = chroma(n_train=400, n_val=100, n_test=100)
-    monkeypatch.setattr(cli, '_load', lambda *args,**kw: ds)
+    monkeypatch.setattr('mils.sets.load_data', lambda *args,**kw: ds)
 
 def test_main_road(tmp_path, monkeypatch, small):
     "sweep, results, and both again"
