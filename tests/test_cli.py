@@ -1,8 +1,8 @@
 "`mils` as a user types it"
 import json,re,subprocess,sys
 import pandas as pd,pytest
-from mils.cli import main
 from mils.commands import commands
+from mils.cli import main
 
 def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
 

@@ -5,10 +5,8 @@ import nbformat,pandas as pd,pytest
 from mils.core import digest
 from mils.models import create_model
 from mils.config import Config
-from mils.arms import grid
-from mils.protocols import protocols
-from mils.identity import declared,identity
-from mils.site import run_notebook
+from mils.runs import declared,grid,identity,protocols
+from mils.pages import run_notebook
 
 repo = Path(__file__).resolve().parent.parent
 pages = sorted((repo/'nbs'/'report').glob('*.ipynb'))
