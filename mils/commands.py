@@ -93,7 +93,7 @@ def train_network(
     skip_bad:bool=False,  # go on without unreadable images
 ):
     "Train one network and print its accuracy"
-    from mils.learner import Config
+    from mils.config import Config
     from mils.runs import train_run
     arms,changes = parse_networks(network),parse_settings(set)
     n = len(arms)*len(changes)
