@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
+# What runs beside each other in `make test`. Each has one thread: more would wait for each other.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 8))')
+TEST := $(RUN) OMP_NUM_THREADS=1
+
 # The main job: what `make report` trains before it builds the pages.
 MAIN_SWEEP ?= chroma
 
@@ -15,13 +19,18 @@ MAIN_SWEEP ?= chroma
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-setup: $(READY)  ## make .venv and install the package with its development tools
+# git merges notebooks cell by cell and Jupyter saves them clean. nbdev writes Jupyter's part into the home folder; here it belongs to .venv.
+HOOKS = test ! -d .git || { export PATH="$(CURDIR)/$(BIN):$$PATH"; HOME="$(CURDIR)/$(VENV)" nbdev_install_hooks && \
+	mkdir -p $(VENV)/etc/jupyter && cp $(VENV)/.jupyter/jupyter_*_config.py $(VENV)/etc/jupyter/; }
+
+setup: $(READY)  ## make .venv, install the package with its development tools and git's hooks for notebooks
 
 $(READY): settings.ini pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,10) and "mils needs Python 3.10 or newer, this is "+sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off "pip>=23"
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e ".[dev]"
+	@$(HOOKS) || echo "the hooks for notebooks were not installed; all else works without them" >&2
 	@touch $@
 
 main: $(READY)  ## run the main job on the embedded data; what is done is not done again
@@ -31,9 +40,9 @@ main: $(READY)  ## run the main job on the embedded data; what is done is not do
 report: main  ## run the main job, build the pages and print the path of the first one
 	$(RUN) mils report
 
-test: $(READY)  ## run every notebook, then pytest
-	$(RUN) nbdev_test
-	$(RUN) pytest
+test: $(READY)  ## run every notebook, then pytest, on all cores
+	$(TEST) nbdev_test --n_workers $(JOBS)
+	$(TEST) pytest -n $(JOBS) --dist loadgroup
 
 docs: $(READY)  ## build the site with Quarto, which must be installed
 	@command -v quarto >/dev/null || { echo "Quarto is not on the PATH; 'make report' renders the pages without it" >&2; exit 1; }

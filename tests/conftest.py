@@ -1,5 +1,6 @@
 import os
 os.environ.setdefault('TQDM_DISABLE', '1')
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')         # workers fill the cores already
 import pytest
 
 @pytest.fixture

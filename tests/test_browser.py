@@ -8,7 +8,8 @@ from mils.site import build_site
 webdriver = pytest.importorskip('selenium.webdriver')
 from selenium.webdriver.support.ui import WebDriverWait
 browser,driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium','google-chrome','chromium-browser'),('chromedriver',)))
-pytestmark = pytest.mark.skipif(not (browser and driver), reason='no Chromium with its driver on this machine')
+pytestmark = [pytest.mark.skipif(not (browser and driver), reason='no Chromium with its driver on this machine'),
+              pytest.mark.xdist_group('browser')]          # one worker builds the site and starts the browser
 repo = Path(__file__).resolve().parent.parent
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
