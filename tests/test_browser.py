@@ -7,7 +7,8 @@ from mils.site import build_site
 
 webdriver = pytest.importorskip('selenium.webdriver')
 from selenium.webdriver.support.ui import WebDriverWait
-browser,driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium','google-chrome','chromium-browser'),('chromedriver',)))
+def installed(*names): return next(filter(None, map(shutil.which, names)), None)
+browser,driver = installed('chromium','google-chrome','chromium-browser'),installed('chromedriver')
 pytestmark = [pytest.mark.skipif(not (browser and driver), reason='no Chromium with its driver on this machine'),
               pytest.mark.xdist_group('browser')]          # one worker builds the site and starts the browser
 repo = Path(__file__).resolve().parent.parent
@@ -93,28 +94,37 @@ def test_source_and_colab(site, chrome):
     assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02c_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
 
 CONTRAST = '''
-const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb') ? [m[0]*255,m[1]*255,m[2]*255,m[3] ?? 1] : [m[0],m[1],m[2],m[3] ?? 1] }
-const lum = ([r,g,b]) => [r,g,b].map(v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s,v,i) => s+v*[.2126,.7152,.0722][i], 0)
+const parse = c => {
+  const m = c.match(/[\\d.]+/g).map(Number), scale = c.startsWith('color(srgb') ? 255 : 1
+  return [m[0]*scale, m[1]*scale, m[2]*scale, m[3] ?? 1] }
+const linear = v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4
+const lum = ([r,g,b]) => .2126*linear(r)+.7152*linear(g)+.0722*linear(b)
 const over = (a,b) => [0,1,2].map(i => a[i]*a[3]+b[i]*(1-a[3])).concat(1)
-const ground = e => { const stack = []; for (; e; e = e.parentElement) stack.push(parse(getComputedStyle(e).backgroundColor)); const dark = getComputedStyle(document.documentElement).colorScheme == 'dark'
+const ground = e => {
+  const stack = [], dark = getComputedStyle(document.documentElement).colorScheme == 'dark'
+  for (; e; e = e.parentElement) stack.push(parse(getComputedStyle(e).backgroundColor))
   return stack.reverse().reduce((b,a) => over(a,b), dark ? [18,18,18,1] : [255,255,255,1]) }
 const bad = []
 for (const e of document.querySelectorAll('body *')) {
-  if (![...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) || !e.offsetParent || ['SCRIPT','STYLE'].includes(e.tagName)) continue
+  const says = [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim())
+  if (!says || !e.offsetParent || ['SCRIPT','STYLE'].includes(e.tagName)) continue
   const s = getComputedStyle(e), b = ground(e), f = over(parse(s.color), b), [x,y] = [lum(f),lum(b)].sort((p,q) => q-p)
   const need = parseFloat(s.fontSize) >= 24 || (parseFloat(s.fontSize) >= 18.6 && s.fontWeight >= 600) ? 3 : 4.5
   if ((x+.05)/(y+.05) < need) bad.push([e.tagName, e.className, e.textContent.trim().slice(0,30), ((x+.05)/(y+.05)).toFixed(2)])
 }
 return bad.slice(0,8)'''
 
+DARK = "const m = getComputedStyle(document.body).color.match(/[\\d.]+/g).map(Number); return m[0]+m[1]+m[2] > 380"
+
 @pytest.mark.parametrize('theme', ['light','dark'])
 def test_text_stands_out(site, chrome, theme):
     "Contrast of at least 4.5, or 3 for large text (WCAG 2.2, level AA)"
     at,_ = site
-    for p in ('index.html','report/index.html','report/task-a.html','report/task-b.html','report/statistics.html','report/audit.html','core.html','channels.html'):
+    report = [f'report/{n}.html' for n in ('index','task-a','task-b','statistics','audit')]
+    for p in ('index.html', *report, 'core.html', 'channels.html'):
         chrome.get(f'{at}/{p}')
         for _ in range(2):
-            dark = chrome.execute_script("const m = getComputedStyle(document.body).color.match(/[\\d.]+/g).map(Number); return m[0]+m[1]+m[2] > 380")
+            dark = chrome.execute_script(DARK)
             if dark==(theme=='dark'): break
             chrome.find_element('id','theme').click()
         assert dark==(theme=='dark'), p
@@ -130,7 +140,8 @@ def test_live_page(site, chrome):
     wait = lambda s: WebDriverWait(chrome, 60).until(lambda d: state()==s, f'no prediction for {s}')
     wait('RGB')
     said = lambda: chrome.find_element('css selector','#live [role=status]').text
-    shown = lambda: chrome.execute_script("return [...document.querySelectorAll('#live canvas')].map(c => [...c.getContext('2d').getImageData(16,16,1,1).data])")
+    middle = "c => [...c.getContext('2d').getImageData(16,16,1,1).data]"
+    shown = lambda: chrome.execute_script(f"return [...document.querySelectorAll('#live canvas')].map({middle})")
     boxes = dict(zip('RGB', chrome.find_elements('css selector','#live input')))
     right = {}
     for s in ('RGB','RG','R','RB','B','GB','G'):

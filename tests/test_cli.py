@@ -4,8 +4,6 @@ import pandas as pd,pytest
 from mils.commands import commands
 from mils.cli import main
 
-def mils(*words, **kw): return subprocess.run([sys.executable,'-c','import sys; from mils.cli import main; sys.exit(main())',*words], capture_output=True, text=True, **kw)
-
 names = ['data','train','sweep','results','convert','fuse','costs','bench','audit','live','report']
 
 @pytest.mark.parametrize('command', names)
@@ -30,7 +28,8 @@ def test_usage(capsys):
     assert all(c in out for c in names)
 
 @pytest.mark.parametrize('words,say', [
-    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
+    (['trian','x'], "did you mean 'train'?"), (['train','resnet43'], "did you mean 'resnet34'?"),
+    (['train','small_cnn:dynamic:generator=bnak'], "did you mean 'bank'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
     (['train','small_cnn','--set','rl=1'], "recipe setting"), (['train','small_cnn','--channels','RX'], 'possible: R, G, B'),
     (['train','small_cnn','--epochs','0'], 'expected 1 or more'), (['train','small_cnn','--classes','a'], '0-49'),
     (['train','small_cnn:width=1,2'], 'mils sweep'), (['results','chroma','--runs','/nowhere'], 'no finished run')])
@@ -61,12 +60,10 @@ def test_main_road(tmp_path, monkeypatch, small):
     "sweep, results, and both again"
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
-    from mils.protocols import protocols
+    from mils.runs import protocols
     monkeypatch.setitem(protocols['chroma'], 'arms', [dict(model='small_cnn', dynamic=True, sampling='sample')])
     for _ in range(2): assert main(['sweep','chroma','--epochs','1','--seeds','0'])==0
-    assert main(['results','chroma'])==0 and not (tmp_path/'results').exists()                       # recorded tables change when asked
-    assert (tmp_path/'runs/results/chroma/runs.csv').exists()
-    assert main(['results','chroma','--record'])==0
+    assert main(['results','chroma'])==0
     assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
     assert main(['convert','chroma'])==0 and (tmp_path/'results/chroma/kernels.csv').exists()        # no plain network: its stem alone
 
@@ -74,21 +71,21 @@ def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
     "Every run of the plan for a GPU has a name of its own; its commands and all its recipes, on small networks and a few pictures"
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
-    from mils import sweeps
-    from mils.identity import run_name
-    from mils.protocols import protocols
+    from mils import runs
     from mils.recorded import Recorded
     asked = []
-    note = lambda cfgs, ds, *args, **kw: asked.extend((run_name(c, ds),c) for c in cfgs) or {}
+    note = lambda cfgs, ds, *args, **kw: asked.extend((runs.run_name(c, ds),c) for c in cfgs) or {}
     with monkeypatch.context() as m:
-        m.setattr(sweeps, 'sweep_runs', note)
+        m.setattr(runs, 'sweep_runs', note)
         assert main(['sweep','task-b-full'])==0 and len({n for n,c in asked})==len(asked)>200
-    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(model='strict2', options=dict(width=.125), recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    recipes = {json.dumps([c.recipe,c.overrides], sort_keys=True):dict(recipe=c.recipe, overrides=c.overrides) for n,c in asked}
+    small_net = dict(model='strict2', options=dict(width=.125))
     with monkeypatch.context() as m:
-        m.setitem(protocols['task-b-full'], 'arms', list(recipes.values()))
+        m.setitem(runs.protocols['task-b-full'], 'arms', [{**small_net, **recipe} for recipe in recipes.values()])
         assert len(recipes)>10 and main('sweep task-b-full --epochs 1 --seeds 2 --runs recipes'.split())==0
-    for _ in range(2): assert main('sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125'])==0
-    assert main(['results','task-b-full','--record'])==0 and main(['fuse','task-b-full'])==0
+    two_nets = 'sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125']
+    for _ in range(2): assert main(two_nets)==0
+    assert main(['results','task-b-full'])==0 and main(['fuse','task-b-full'])==0
     rec = Recorded('task-b-full')
     assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4'))['seeds']==2
     merged = pd.read_csv(tmp_path/'results/task-b-full/deployed.csv')
@@ -99,9 +96,10 @@ def test_folds(tmp_path, monkeypatch, capsys, small):
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
     from mils.recorded import Recorded
-    from mils.protocols import protocols
-    for k,v in dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))]).items(): monkeypatch.setitem(protocols['chroma'], k, v)
-    assert main(['sweep','chroma','--skip-recorded'])==0 and main(['results','chroma','--record'])==0        # nothing is recorded yet
+    from mils.runs import protocols
+    changed = dict(folds=True, seeds=range(2), epochs=1, arms=[dict(model='small_cnn'), dict(model='small_cnn', options=dict(width=2))])
+    for k,v in changed.items(): monkeypatch.setitem(protocols['chroma'], k, v)
+    assert main(['sweep','chroma','--skip-recorded'])==0 and main(['results','chroma'])==0        # nothing is recorded yet
     rec = Recorded('chroma')
     assert rec.runs.data_key.nunique()==2 and rec.runs.groupby('seed').data_key.nunique().eq(1).all()
     plain,wide = (rec.find(options=o) for o in ('{}','{"width": 2}'))
@@ -113,33 +111,13 @@ def test_folds(tmp_path, monkeypatch, capsys, small):
     capsys.readouterr()
     assert main(['sweep','chroma','--skip-recorded'])==0 and '0 of 0 runs' in capsys.readouterr().out
 
-def test_results_grow_and_shrink_when_told(tmp_path, monkeypatch, capsys, small):
-    "Rows of runs that are elsewhere stay; the same settings under another version are named; a row goes when its run is named"
-    from mils.models import models
-    monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
-    monkeypatch.chdir(tmp_path)
-    runs = lambda: pd.read_csv(tmp_path/'results/chroma/runs.csv').run.tolist()
-    sweep = 'sweep chroma --epochs 1 --networks small_cnn --set bs=50'.split()
-    assert main(sweep)==0 and main(['results','chroma','--record'])==0
-    (old,) = runs()
-    monkeypatch.setitem(models.versions, 'small_cnn', 2)
-    capsys.readouterr()
-    assert main([*sweep,'--runs','later'])==0 and main(['results','chroma','--record','--runs','later'])==0
-    (new,) = set(runs())-{old}
-    assert f'{old} and {new} have the same settings' in capsys.readouterr().out and len(runs())==2
-    assert main(['results','chroma','--record','--remove',f'{old}x'])==1 and f"did you mean '{old}'" in capsys.readouterr().err
-    assert main(['results','chroma','--record','--remove',old])==0 and runs()==[new]
-    for t in ('epochs','channels','gradients'): assert set(pd.read_csv(tmp_path/f'results/chroma/{t}.csv').run)=={new}
-    assert set(pd.read_parquet(tmp_path/'results/chroma/predictions.parquet').run)=={new}
-
 def test_sweep_options(monkeypatch, small):
     "What is typed wins over the protocol, for every arm"
-    from mils import sweeps
-    from mils.protocols import protocols
+    from mils import runs
     asked = []
-    monkeypatch.setattr(sweeps, 'sweep_runs', lambda cfgs,*args,**kw: asked.extend(cfgs) or {})
+    monkeypatch.setattr(runs, 'sweep_runs', lambda cfgs,*args,**kw: asked.extend(cfgs) or {})
     arms = [dict(model='small_cnn'), dict(model='small_cnn', overrides=dict(lr=.1, wd=.3)), dict(model='small_cnn', recipe='seed')]
-    for k,v in dict(arms=arms, overrides=dict(lr=.01)).items(): monkeypatch.setitem(protocols['chroma'], k, v)
+    for k,v in dict(arms=arms, overrides=dict(lr=.01)).items(): monkeypatch.setitem(runs.protocols['chroma'], k, v)
     assert main(['sweep','chroma'])==0 and [c.overrides for c in asked]==[dict(lr=.01), dict(lr=.1, wd=.3), dict(lr=.01)]
     asked.clear()
     assert main('sweep chroma --set bs=10,20 --recipe same --seeds 3'.split())==0
@@ -149,7 +127,14 @@ def test_sweep_options(monkeypatch, small):
 
 def test_light_imports():
     "Help, lists and the package itself need no PyTorch"
-    code = "import time; t=time.perf_counter(); import mils; s=time.perf_counter()-t; import mils.core,mils.check,mils.cache,mils.sets,mils.chroma,mils.cli,sys; assert 'torch' not in sys.modules; print(s)"
+    code = '''
+import sys,time
+start = time.perf_counter()
+import mils
+seconds = time.perf_counter()-start
+import mils.core,mils.source,mils.chroma,mils.cli
+assert 'torch' not in sys.modules
+print(seconds)'''
     def seconds(): return float(subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout)
     assert min(seconds() for _ in range(3))<.3       # the best of three: a busy machine delays one
 
@@ -169,7 +154,8 @@ def test_skip_bad(tmp_path, monkeypatch, capsys):
     assert main(['data','check',str(tmp_path)])==1 and 'unreadable 1' in capsys.readouterr().out
     monkeypatch.setenv('MILS_RESULTS', str(tmp_path/'results'))
     monkeypatch.chdir(tmp_path)
-    from mils.protocols import protocols
+    from mils.runs import protocols
     for k,v in dict(data=str(tmp_path), classes=None, size=9).items(): monkeypatch.setitem(protocols['task-b'], k, v)
     assert main('fuse task-b'.split())==1 and 'val1.png' in capsys.readouterr().err
-    assert main('fuse task-b --skip-bad'.split())==1 and 'no plain network' in capsys.readouterr().err        # the data are read, and there are no runs
+    assert main('fuse task-b --skip-bad'.split())==1          # the data are read, and there are no runs
+    assert 'no plain network' in capsys.readouterr().err

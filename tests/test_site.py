@@ -2,7 +2,7 @@
 import configparser,os,re,shutil,subprocess,sys
 from html.parser import HTMLParser
 from pathlib import Path
-import nbformat,pytest,yaml
+import mils,nbformat,pytest,yaml
 from nbformat.v4 import new_code_cell as code,new_markdown_cell as text,new_notebook
 from mils.site import build_readme,build_site
 
@@ -127,7 +127,8 @@ def test_quarto(project, monkeypatch):
     fake = project/'bin'/'quarto'
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\nset -e\ngrep -q 42 report/index.ipynb; grep -q website ../_quarto.yml; grep -q title: nbdev.yml\n'
-                    'cat _quarto.yml references.bib >/dev/null; mkdir -p _docs/report _docs/site_libs; echo done > _docs/report/index.html\n')
+                    'cat _quarto.yml references.bib >/dev/null\n'
+                    'mkdir -p _docs/report _docs/site_libs; echo done > _docs/report/index.html\n')
     fake.chmod(0o755)
     monkeypatch.setenv('PATH', f'{fake.parent}:{os.environ["PATH"]}')
     assert build_site(root=project).read_text()=='done\n'
@@ -162,4 +163,6 @@ def test_same_pins():
     project = tomllib.loads((repo/'pyproject.toml').read_text())['project']
     assert conf['DEFAULT']['requirements'].split()==project['dependencies']
     assert conf['DEFAULT']['dev_requirements'].split()==project['optional-dependencies']['dev']
-    assert yaml.safe_load((repo/'CITATION.cff').read_text())['version']==conf['DEFAULT']['version']
+    version = conf['DEFAULT']['version']
+    assert yaml.safe_load((repo/'CITATION.cff').read_text())['version']==mils.__version__==version
+    assert f'\n## {version}\n' in (repo/'CHANGELOG.md').read_text()
