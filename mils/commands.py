@@ -68,7 +68,7 @@ def prepare_data(
     "Check, download or decode a data set"
     from mils import sets
     def check():
-        from mils.data import check
+        from mils.check import check
         report = check(sets.data_path(target), parse_classes(classes))
         print(report)
         return int(bool(report.bad))

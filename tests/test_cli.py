@@ -132,7 +132,7 @@ import sys,time
 start = time.perf_counter()
 import mils
 seconds = time.perf_counter()-start
-import mils.core,mils.source,mils.chroma,mils.cli
+import mils.core,mils.check,mils.cache,mils.sets,mils.chroma,mils.cli
 assert 'torch' not in sys.modules
 print(seconds)'''
     def seconds(): return float(subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout)
