@@ -78,7 +78,7 @@ def measure_costs(
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks, or some, on this machine"
     from mils.runs import environment,protocols
-    from mils.profile import costs
+    from mils.costs import cost_table
     p = lookup(protocols, protocol, 'protocol')
     arms = parse_networks(networks) if networks else p['arms']
     nets = [dict(model=a['model'], **a.get('options', {})) for a in arms]
@@ -86,7 +86,7 @@ def measure_costs(
     if p.get('classes'): n_classes = len(parse_numbers(p['classes']))
     else: n_classes = load_typed(p['data'], p['size']).n_classes
     env = environment(device)
-    t = costs(nets, n_classes, p['size'], rounds=rounds, device=device, precision=p['precision'])
+    t = cost_table(nets, n_classes, p['size'], rounds=rounds, device=device, precision=p['precision'])
     t = t.assign(**{k:env[k] for k in ('machine','cores','torch')})
     path = _out_folder(protocol, out)/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
     if networks: t = _with_rows_of_others(t, path)

@@ -9,7 +9,7 @@ __all__ = ['write_live', 'fetch_runtime']
 import base64,io,json,logging,shutil,subprocess,tarfile,tempfile,warnings
 from contextlib import contextmanager
 from pathlib import Path
-import numpy as np,torch
+import torch
 from PIL import Image
 from .core import channel_sets,set_name,write_atomic
 from .chroma import chroma

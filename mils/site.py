@@ -116,8 +116,8 @@ def _check_out(out):
 
 def _add_runtime(out):
     "What the live page needs beside its own files"
-    from mils.live import fetch_runtime                # which brings PyTorch
     for live in out.rglob('live.json'):
+        from mils.live import fetch_runtime                # only here: it brings PyTorch
         try: shutil.copytree(fetch_runtime(), live.parent/'ort', dirs_exist_ok=True)
         except OSError as e: print(f'the live page will not run: {e}', file=sys.stderr)
 
