@@ -121,8 +121,7 @@ def audit_file(
     file:str,  # a CSV table of reported numbers with the columns table,row,quantity,value,unit
 ):
     "Check a table of reported numbers: what follows from what, and what cannot be"
-    from mils.claims import verdicts
-    from mils.relations import audit_table
+    from mils.claims import audit_table,verdicts
     t = audit_table(file)
     checked = t[t.verdict!='not checkable'].sort_values('verdict', key=lambda v: v.map(list(verdicts).index), kind='stable')
     for o in checked.itertuples(): print(f'{o.verdict:12}  {o.claim}  {o.value} {o.unit}'.rstrip()+f': {o.reason}')
