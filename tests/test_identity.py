@@ -1,5 +1,5 @@
 "A run has one name, whoever writes the code better, and a folder is never taken for another run"
-import ast,inspect,json,os,shutil,subprocess,sys
+import ast,importlib,inspect,json,os,shutil,subprocess,sys
 from pathlib import Path
 import pytest
 from mils.core import digest
@@ -163,6 +163,7 @@ def test_processes_know_networks_that_can_be_imported(tiny, tmp_path, monkeypatc
     (tmp_path/'nets_of_mine.py').write_text('from mils.models import register_model,small_cnn\n@register_model\ndef imported(n_classes, c_in=3, size=32): return small_cnn(n_classes, c_in, size)\n')
     monkeypatch.syspath_prepend(tmp_path)
     for table in (models, models.versions): monkeypatch.setitem(table, 'imported', None)
+    importlib.import_module('nets_of_mine')
     cfg = Config('imported', epochs=1, overrides=dict(bs=60))
     assert sweep_runs([cfg], tiny, tmp_path/'runs', jobs=2)=={} and (tmp_path/'runs'/run_name(cfg, tiny)/'DONE').exists()
     with pytest.raises(ValueError, match='mine is defined in this session'): sweep_runs([own], tiny, tmp_path/'runs', jobs=2)
