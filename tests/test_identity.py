@@ -24,7 +24,8 @@ def test_a_protocol_is_what_it_was(name):
     "Every planned run, in order: `tests/protocols.json` has a few digits for each. A protocol that is to change changes there, too"
     want = json.loads(Path(__file__).with_name('protocols.json').read_text())[name].split()
     cfgs = planned(protocols[name])
-    for i,(cfg,was) in enumerate(zip(cfgs, want)): assert settings(cfg)==was, f'run {i+1} of {name}, {describe(cfg)} of seed {cfg.seed}, is not the one that was planned'
+    for i,(cfg,was) in enumerate(zip(cfgs, want), 1):
+        assert settings(cfg)==was, f'run {i} of {name}, {describe(cfg)} of seed {cfg.seed}, is not the one that was planned'
     assert len(cfgs)==len(want)
 
 def test_all_protocols_are_known(): assert list(protocols)==list(json.loads(Path(__file__).with_name('protocols.json').read_text()))
@@ -41,7 +42,8 @@ def test_a_new_generator_joins_no_protocol(monkeypatch):
 NAMES = '''
 import json; from mils.chroma import chroma; from mils.learner import Config; from mils.identity import run_name,source_digest
 ds = chroma(n_train=60, n_val=20, n_test=20)
-cfgs = [Config(precision='float32'), Config('resnet34', dict(stem='half'), precision='float32'), Config('strict4', dict(width=.5), precision='float32'),
+cfgs = [Config(precision='float32'), Config('resnet34', dict(stem='half'), precision='float32'),
+    Config('strict4', dict(width=.5), precision='float32'),
     Config(dynamic=True, generator='bank', sampling='sample', views=3, precision='float32')]
 print(json.dumps(dict(code=source_digest(), names=[run_name(c, ds) for c in cfgs])))
 '''
@@ -52,11 +54,12 @@ def names(home):
 
 def rename_locals(source):
     "One local variable of every plain function has another name"
+    scopes = (ast.FunctionDef,ast.Lambda,ast.ClassDef,ast.Global,ast.ListComp,ast.DictComp,ast.SetComp,ast.GeneratorExp)
     tree = ast.parse(source)
     for f in ast.walk(tree):
         if not isinstance(f, ast.FunctionDef): continue
         inside = [n for o in f.body for n in ast.walk(o)]
-        if any(isinstance(n, (ast.FunctionDef,ast.Lambda,ast.ClassDef,ast.Global,ast.ListComp,ast.DictComp,ast.SetComp,ast.GeneratorExp)) for n in inside): continue
+        if any(isinstance(n, scopes) for n in inside): continue
         made = [t.id for n in inside if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
         for n in inside:
             if made and isinstance(n, ast.Name) and n.id==made[0]: n.id = f'{made[0]}_in_better_words'
@@ -71,7 +74,8 @@ def add_docstrings(source):
 def split(path):
     "All that a module defines is in another one now"
     shutil.move(path, path.with_name(f'rest_of_{path.name}'))
-    path.write_text(f'from mils import rest_of_{path.stem} as rest\nglobals().update({{k:v for k,v in vars(rest).items() if not k.startswith("__")}})\n')
+    everything = '{k:v for k,v in vars(rest).items() if not k.startswith("__")}'
+    path.write_text(f'from mils import rest_of_{path.stem} as rest\nglobals().update({everything})\n')
 
 @pytest.fixture(scope='module')
 def before(): return names(package.parent)
@@ -84,7 +88,8 @@ def star_imports(home):
     path = home/Path(inspect.getsourcefile(get_learner)).name
     path.write_text(path.read_text()+'\nfrom mils.core import *\nfrom mils.models import *\n')
 
-@pytest.mark.parametrize('change,text_changes', [(edited(rename_locals),True), (edited(add_docstrings),False), (split_modules,True), (star_imports,True)],
+@pytest.mark.parametrize('change,text_changes', [
+    (edited(rename_locals),True), (edited(add_docstrings),False), (split_modules,True), (star_imports,True)],
     ids=['locals','docstrings','split','star'])
 def test_better_code_keeps_names(tmp_path, before, change, text_changes):
     shutil.copytree(package, tmp_path/'mils', ignore=shutil.ignore_patterns('__pycache__'))
@@ -99,7 +104,8 @@ def test_a_version_changes_the_names_of_its_runs(tiny, monkeypatch):
     cfgs = dict(plain=Config(), dynamic=Config(dynamic=True), sampled=Config(dynamic=True, sampling='sample'), other=Config('strict2'))
     name = lambda: {k:run_name(c, tiny) for k,c in cfgs.items()}
     was = name()
-    for table,key,changed in ((module.versions,'training',{*cfgs}), (module.versions,'sampling',{'sampled'}), (module.versions,'stem',{'dynamic','sampled'}),
+    for table,key,changed in (
+            (module.versions,'training',{*cfgs}), (module.versions,'sampling',{'sampled'}), (module.versions,'stem',{'dynamic','sampled'}),
             (generators.versions,'covariance',{'dynamic','sampled'}), (models.versions,'strict2',{'other'})):
         with monkeypatch.context() as m:
             m.setitem(table, key, table[key]+1)
@@ -113,7 +119,8 @@ def test_a_new_default_is_another_name():
 
 def net(width, dropout=.1):
     from torch import nn
-    def mine(n_classes, c_in=3, size=32): return nn.Sequential(nn.Conv2d(c_in, width, 8, 8), nn.Dropout(dropout), nn.Flatten(), nn.Linear(width*(size//8)**2, n_classes))
+    def mine(n_classes, c_in=3, size=32):
+        return nn.Sequential(nn.Conv2d(c_in, width, 8, 8), nn.Dropout(dropout), nn.Flatten(), nn.Linear(width*(size//8)**2, n_classes))
     return mine
 
 @pytest.fixture
@@ -126,7 +133,8 @@ def test_a_widened_network_does_not_get_the_old_run(tiny, tmp_path, own):
     first = train_run(own, tiny, tmp_path)
     files = {f.name:f.read_bytes() for f in first.iterdir()}
     register_model(net(16))
-    with pytest.raises(ValueError, match=r'0.weight is \[8, 3, 8, 8\] there and \[16, 3, 8, 8\] today.*register_model\(version=2\) at mine in .*test_identity'): train_run(own, tiny, tmp_path)
+    said = r'0.weight is \[8, 3, 8, 8\] there and \[16, 3, 8, 8\] today.*register_model\(version=2\) at mine in .*test_identity'
+    with pytest.raises(ValueError, match=said): train_run(own, tiny, tmp_path)
     with pytest.raises(ValueError, match='another mine'): load_run(first)
     assert {f.name:f.read_bytes() for f in first.iterdir()}==files
     register_model(net(16), version=2)
@@ -159,8 +167,13 @@ def test_a_change_that_shapes_do_not_show_is_told(tiny, tmp_path, own, recwarn):
     def mine(n_classes, c_in=3, size=32): return net(8, .5)(n_classes, c_in, size)
     with pytest.warns(UserWarning, match='mine is written differently.*version=2'): train_run(own, tiny, tmp_path)
 
+MODULE = '''
+from mils.models import register_model,small_cnn
+@register_model
+def imported(n_classes, c_in=3, size=32): return small_cnn(n_classes, c_in, size)
+'''.lstrip()
 def test_processes_know_networks_that_can_be_imported(tiny, tmp_path, monkeypatch, own):
-    (tmp_path/'nets_of_mine.py').write_text('from mils.models import register_model,small_cnn\n@register_model\ndef imported(n_classes, c_in=3, size=32): return small_cnn(n_classes, c_in, size)\n')
+    (tmp_path/'nets_of_mine.py').write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     for table in (models, models.versions): monkeypatch.setitem(table, 'imported', None)
     importlib.import_module('nets_of_mine')
