@@ -117,7 +117,7 @@ def key_numbers(
     return pd.DataFrame(out)
 
 # %% ../nbs/08i_audit.ipynb #d7c383b9
-def ledger()->pd.DataFrame: # `document`, `line`, the five columns of a claim, `source`, `verdict`, `reason`, `section`, `ours`, `conditions`
+def ledger()->pd.DataFrame: # `document`, `line`, the columns of a claim, `source`, `verdict`, `reason`, `section`, `ours`, `conditions`
     "Every reported number of the study: what is claimed, where, what can be said of it and why, and the section that decides it"
     figures = our_figures()
     rows = _table_rows(figures)
