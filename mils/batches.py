@@ -74,7 +74,8 @@ class Batches(TfmdDL):
             stats = stats_of(stats or dataset.stats, channels or dataset.channels, dataset.channels)
             dataset,after_batch = Pictures(dataset, split, channels, train),[Standardise(stats), *L(after_batch)]
         shuffle,drop_last = (train if o is None else o for o in (shuffle,drop_last))
-        super().__init__(dataset.to(device), bs, shuffle, 0, do_setup=False, drop_last=drop_last, device=torch.device(device), after_batch=after_batch, **kwargs)
+        super().__init__(dataset.to(device), bs, shuffle, 0, do_setup=False, drop_last=drop_last, device=torch.device(device),
+            after_batch=after_batch, **kwargs)
         self.train,self.seed,self.flip,self.shift,self.epoch,self.seconds = train,seed,flip,shift,0,0.
         self._n_inp,self._types = 1,(tuple,[TensorImage,TensorCategory])
 

@@ -80,7 +80,9 @@ def layer_groups(
 class PairedGroups(OptimWrapper):
     "A fastai optimiser over `layer_groups`"
     @property
-    def hypers(self): return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]      # torch has settings that are not set
+    def hypers(self):
+        "Without those of torch's settings that are not set"
+        return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
     def set_hyper(self, k, v):
         pairs = len(self.param_lists)//2
         if isinstance(v, slice): v = even_mults(v.start, v.stop, pairs) if v.start else [v.stop/10]*(pairs-1)+[v.stop]

@@ -146,7 +146,8 @@ def _foreign(self:Pictures, items):
     pictures = [read_picture(o, self.size) for o in items]
     counts = {p.shape[2] for p in pictures}
     if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
-    elif not counts<={len(self.every)}: raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
+    elif not counts<={len(self.every)}:
+        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
     images = np.stack(pictures) if pictures else np.zeros((0,self.size,self.size,len(self.every)), np.uint8)
     device = self.rows.device
     self.images,self.rows,self.labels = torch.from_numpy(images).to(device),torch.arange(len(images), device=device),None

@@ -40,7 +40,8 @@ def load_tensors(
         with safe_open(str(path), 'pt') as f:
             return {k:f.get_tensor(k) for k in f.keys()},json.loads((f.metadata() or {}).get('mils','{}'))
     except SafetensorError as e:
-        raise ValueError(f'{path} is not a whole safetensors file ({e}); other formats are not read, because a pickle runs code when it is loaded') from e
+        raise ValueError(f'{path} is not a whole safetensors file ({e}); other formats are not read,'
+                         ' because a pickle runs code when it is loaded') from e
 
 # %% ../nbs/05g_weights.ipynb #4e0cb86e
 def _names(learn):
@@ -86,7 +87,7 @@ def load_state(
 
 # %% ../nbs/05g_weights.ipynb #40d17269
 class Classifier(nn.Module):
-    "A trained network that takes bytes: `classifier(x)`, and for one with a stem for channel sets `classifier(x, mask)` or `classifier(x, channels='GB')`"
+    "A trained network that takes bytes: `net(x)`, and with a stem for channel sets `net(x, mask)` or `net(x, channels='GB')`"
     def __init__(self,
         net:nn.Module,  # takes normalised pictures
         channels,  # names of the channels that it takes, in its order
@@ -148,9 +149,10 @@ def load_classifier(
 )->Classifier: # in evaluation mode, on the CPU
     "A trained network from one file; `ValueError` for any other file"
     tensors,meta = load_tensors(path)
-    if 'stats' not in meta: raise ValueError(f'{path} does not say how to normalise its input; it is from before networks did so themselves, and has to be trained again')
+    if 'stats' not in meta: raise ValueError(f'{path} is from before networks knew how to normalise their input; it has to be trained again')
     cfg,classes,size = Config(**meta['config']),meta['classes'],meta['size']
-    net = create_model(cfg.model, len(classes), cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **{'size':size, **cfg.options})
+    options = {'size':size, **cfg.options}
+    net = create_model(cfg.model, len(classes), cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **options)
     net.load_state_dict(tensors)
     stats = ChannelStats(**{k:np.array(v) for k,v in meta['stats'].items()})
     return Classifier(net, cfg.channels, stats, classes, size, cfg).eval()
