@@ -7,6 +7,7 @@ __all__ = ['recipes', 'Config']
 
 # %% ../nbs/05e_config.ipynb #c86b4dfa
 from dataclasses import dataclass,field
+from fastcore.basics import patch
 from .core import channel_set,lookup
 from .generators import generators
 from .models import check_options
@@ -64,5 +65,8 @@ class Config:
             raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
         if self.epochs<1: raise ValueError(f'epochs={self.epochs}; expected 1 or more')
 
-    @property
-    def settings(self)->dict: return {**recipes[self.recipe], **self.overrides}
+# %% ../nbs/05e_config.ipynb #d9f21b53
+@patch(as_prop=True)
+def settings(self:Config)->dict:
+    "Those of the recipe, with what is overridden"
+    return {**recipes[self.recipe], **self.overrides}
