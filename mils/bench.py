@@ -18,7 +18,7 @@ from .chroma import chroma
 from .models import create_model
 from .optim import decay_groups,opts
 from .machine import default_device,has_bf16,keep_memory
-from .batches import Batches,train_stats
+from .batches import Batches
 from .config import Config
 from .learner import get_learner
 from .usual import train_plain,usual_loader,write_files
@@ -47,7 +47,7 @@ def _ours(cfg, ds, folder, device, **kwargs):
 def _bare(cfg, ds, folder, device, **kwargs):
     "Our batches and settings without the framework"
     keep_memory()
-    s,stats,net = cfg.settings,train_stats(ds),_new_net(cfg, ds, device, memory_format=torch.channels_last)
+    s,stats,net = cfg.settings,ds.stats,_new_net(cfg, ds, device, memory_format=torch.channels_last)
     decay,rest = decay_groups(net)
     opt = opts[s['opt']]([dict(params=decay), dict(params=rest, weight_decay=0.)], s['lr'], s['wd'])
     train = Batches(ds, 'train', stats, bs=s['bs'], shift=s['shift'], flip=s['flip'], train=True, seed=cfg.seed, device=device)

@@ -13,7 +13,7 @@ from torch import nn
 import torch.nn.functional as F
 from .core import channel_sets,lookup,progress,set_name,write_atomic
 from .imageset import ImageSet
-from .batches import Batches,train_stats
+from .batches import Batches
 from .prediction import predict,recalibrate
 from .runs import load_run
 from .sweeps import run_set
@@ -92,7 +92,7 @@ def _converted(net, channels, method, again, stats, x, batches):
 
 def _each_way(net, ds, n, ways):
     "Test predictions of a network on every channel set in every way"
-    stats = train_stats(ds)
+    stats = ds.stats
     pictures = Batches(ds, 'train', stats, bs=512, train=True)
     x = torch.cat([x for x,_ in itertools.islice(pictures, max(1, n//512))])
     for s in channel_sets():

@@ -12,7 +12,7 @@ from torch import nn
 from .core import progress,write_atomic
 from .imageset import ImageSet
 from .profile import fuse_norms
-from .batches import Batches,train_stats
+from .batches import Batches
 from .runs import load_run
 from .sweeps import run_set
 from .tables import grow
@@ -39,7 +39,7 @@ def deployed_runs(
     rows = []
     for cfg,folder in progress(plain_runs(root), 'runs'):
         own = run_set(folder, ds)
-        gap = deployed_gap(load_run(folder), Batches(own, 'test', train_stats(own), bs=256))
+        gap = deployed_gap(load_run(folder), Batches(own, 'test', own.stats, bs=256))
         rows.append(dict(run=folder.name, seed=cfg['seed'], **gap))
     if not rows: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
     t = pd.DataFrame(rows)

@@ -14,7 +14,6 @@ from PIL import Image
 from .core import channel_sets,set_name,write_atomic
 from .chroma import chroma
 from .channels import ChannelAdaptive
-from .batches import train_stats
 from .config import Config
 from .learner import get_learner
 from .prediction import predict_sets
@@ -87,7 +86,7 @@ def write_live(
     "Train the network and write what the live page needs"
     out,ds = Path(out),ds or chroma()
     out.mkdir(parents=True, exist_ok=True)
-    net,stats = net or live_net(ds, epochs),train_stats(ds)
+    net,stats = net or live_net(ds, epochs),ds.stats
     write_onnx(net, out/'mask.onnx', ds.size)
     for s in channel_sets(net.channels): write_onnx(net, out/f'{set_name(s)}.onnx', ds.size, s)
     preds = predict_sets(net, ds)

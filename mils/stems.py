@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np,pandas as pd
 from .core import set_name,write_atomic
 from .imageset import ChannelStats,ImageSet
-from .batches import stats_of,train_stats
+from .batches import stats_of
 from .runs import load_run
 from .sweeps import run_set
 from .tables import finished_runs,grow
@@ -52,7 +52,7 @@ def collect_stems(
     for cfg,f in finished_runs(root):
         if not (cfg['dynamic'] and cfg['generator']=='covariance'): continue
         stem,own = load_run(f).stem,run_set(f, ds)
-        stats = stats_of(train_stats(own), stem.channels, own.channels)
+        stats = stats_of(own.stats, stem.channels, own.channels)
         correlations.append(correlation_table(stem, stats).assign(run=f.name))
         if cfg['seed']==0: kernels.append(kernel_table(stem).assign(run=f.name))
     if not correlations: return {}

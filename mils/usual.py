@@ -19,7 +19,6 @@ from .manifest import Manifest,read_manifest
 from .imageset import ChannelStats,ImageSet
 from .check import read_image
 from .optim import schedules
-from .batches import train_stats
 from .config import Config
 
 # %% ../nbs/06j_usual.ipynb #5174d114
@@ -119,7 +118,7 @@ def usual_loader(
 )->DataLoader:
     "A `DataLoader` over files"
     train,rows = split=='train',ds.splits[split]
-    tfm = usual_transform(ds.size, train_stats(ds), settings['shift'], settings['flip'], resize, train)
+    tfm = usual_transform(ds.size, ds.stats, settings['shift'], settings['flip'], resize, train)
     files = Files([str(Path(folder)/ds.names[i]) for i in rows], ds.labels[rows].tolist(), tfm)
     return DataLoader(files, settings['bs']*(2-train), shuffle=train, drop_last=train, num_workers=workers,
         persistent_workers=workers>0, pin_memory=device.type=='cuda')
