@@ -119,7 +119,7 @@ def convert_runs(
     "Test predictions of every plain RGB network below `root` on every channel set, converted in every way"
     ways,preds = _ways(methods),[]
     for cfg,folder in progress(plain_runs(root), 'runs'):
-        for p in _each_way(load_run(folder), run_set(folder, ds), n, ways): preds.append(p.assign(run=folder.name, seed=cfg['seed']))
+        for p in _each_way(load_run(folder).net, run_set(folder, ds), n, ways): preds.append(p.assign(run=folder.name, seed=cfg['seed']))
     if not preds: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
     small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}
     columns = ['image','rank','run','seed','method','recalibrated','channels']

@@ -39,7 +39,7 @@ def deployed_runs(
     rows = []
     for cfg,folder in progress(plain_runs(root), 'runs'):
         own = run_set(folder, ds)
-        gap = deployed_gap(load_run(folder), Batches(own, 'test', own.stats, bs=256))
+        gap = deployed_gap(load_run(folder).net, Batches(own, 'test', own.stats, bs=256))
         rows.append(dict(run=folder.name, seed=cfg['seed'], **gap))
     if not rows: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
     t = pd.DataFrame(rows)

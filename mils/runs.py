@@ -17,10 +17,10 @@ from safetensors import safe_open,SafetensorError
 from .core import code_digest,write_atomic
 from .imageset import ImageSet
 from .generators import generators
-from .models import create_model,models
+from .models import models
 from .config import Config
 from .learner import get_learner
-from .weights import load_state,load_tensors,save_state,save_tensors
+from .weights import Classifier,create_network,load_classifier,load_state,load_tensors,save_classifier,save_state
 from .prediction import predict_sets
 from .dynamics import dead_units,Gradients
 from .identity import as_ever,data_identity,declared,environment,run_name,source_digest
@@ -70,13 +70,12 @@ def _train(cfg, ds, folder, device):
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     learn.fit(cfg.epochs, start_epoch=len(rows))
-    net = learn.model
-    meta = dict(config=asdict(cfg), classes=list(ds.classes), size=ds.size, versions=declared(cfg))
-    save_tensors(folder/'model.safetensors', net.state_dict(), meta)
-    preds = [predict_sets(net, ds, s, cfg.channels).assign(split=s) for s in ('val','test') if len(ds.splits[s])]
+    net = learn.classifier(dict(run=folder.name, versions=declared(cfg), data=data_identity(ds)))
+    save_classifier(folder/'model.safetensors', net)
+    preds = [predict_sets(net, ds, s).assign(split=s) for s in ('val','test') if len(ds.splits[s])]
     preds = pd.concat(preds, ignore_index=True)
     write_atomic(folder/'predictions.parquet', lambda p: preds.to_parquet(p, compression='zstd'))
-    write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, net, dead_units(net, learn.dls.valid)), indent=1))
+    write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, net, dead_units(learn.model, learn.dls.valid)), indent=1))
 
 # %% ../nbs/06c_runs.ipynb #40179ac0
 def train_run(
@@ -102,19 +101,14 @@ def train_run(
     return folder
 
 # %% ../nbs/06c_runs.ipynb #7c274ac2
-def _network(cfg, n_classes, size):
-    "The untrained network of a run"
-    options = {'size':size, **cfg.options}
-    return create_model(cfg.model, n_classes, cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **options)
-
 def _shapes(tensors): return {k:list(v.shape) for k,v in tensors.items()}
 
 def _todays_shapes(cfg, n_classes, size):
     "Names and shapes of the weights that would be trained today"
     try:
-        with torch.device('meta'): return _shapes(_network(cfg, n_classes, size).state_dict())
+        with torch.device('meta'): return _shapes(create_network(cfg, n_classes, size).state_dict())
     except (RuntimeError,NotImplementedError):                                  # it computes with numbers while it is made
-        with torch.random.fork_rng([]): return _shapes(_network(cfg, n_classes, size).state_dict())
+        with torch.random.fork_rng([]): return _shapes(create_network(cfg, n_classes, size).state_dict())
 
 def _stored_shapes(path, prefix):
     "Names and shapes of the weights in a file; none where it is missing or damaged"
@@ -151,7 +145,7 @@ def _check_folder(cfg, ds, folder):
         if part=='config': stored = {**json.loads(json.dumps(as_ever)), **stored}
         if d := _difference(stored, today): raise ValueError(f'{folder} holds another run: {d}. Remove the folder to train this one')
     today = _todays_shapes(cfg, ds.n_classes, ds.size)
-    for file,prefix in (('model.safetensors',''), ('state.safetensors','net.')):
+    for file,prefix in (('model.safetensors',''), ('state.safetensors','net:')):
         stored = _stored_shapes(folder/file, prefix)
         if stored and (d := _difference(stored, today)):
             raise ValueError(f'{folder} holds a run of another {cfg.model}: {d}. {_advice(cfg)}; or remove the folder to train it anew')
@@ -177,15 +171,15 @@ def _warn_of_changes(cfg, folder, stored):
 # %% ../nbs/06c_runs.ipynb #c3c94cb3
 def load_run(
     folder,  # of a finished run
-)->torch.nn.Module: # in evaluation mode, on the CPU
+)->Classifier: # in evaluation mode, on the CPU
     "The trained network of a run; `ValueError` where today's network is another"
-    tensors,meta = load_tensors(Path(folder)/'model.safetensors')
-    cfg = Config(**meta['config'])
-    net = _network(cfg, len(meta['classes']), meta['size'])
-    now = {k:declared(cfg).get(k) for k in ('model','stem','generator')}
-    then = {k:meta.get('versions', now).get(k) for k in now}
-    if d := _difference(then, now): raise ValueError(f'{folder} was trained with another version: {d}')
-    if d := _difference(_shapes(tensors), _shapes(net.state_dict())):
-        raise ValueError(f'{folder} holds a run of another {cfg.model}: {d}. {_advice(cfg)}')
-    net.load_state_dict(tensors)
-    return net.eval()
+    path = Path(folder)/'model.safetensors'
+    tensors,meta = load_tensors(path)
+    if 'config' not in meta: raise ValueError(f'{path} holds no network of a run')
+    cfg,then = Config(**meta['config']),meta.get('origin', {}).get('versions', {})
+    deciding = {k:v for k,v in declared(cfg).items() if k in ('model','stem','generator')}
+    now = {k:v for k,v in deciding.items() if k in then}
+    if d := _difference({k:then[k] for k in now}, now): raise ValueError(f'{folder} was trained with another version: {d}')
+    today = _todays_shapes(cfg, len(meta['classes']), meta['size'])
+    if d := _difference(_shapes(tensors), today): raise ValueError(f'{folder} holds a run of another {cfg.model}: {d}. {_advice(cfg)}')
+    return load_classifier(path)

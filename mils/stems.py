@@ -51,7 +51,7 @@ def collect_stems(
     kernels,correlations = [],[]
     for cfg,f in finished_runs(root):
         if not (cfg['dynamic'] and cfg['generator']=='covariance'): continue
-        stem,own = load_run(f).stem,run_set(f, ds)
+        stem,own = load_run(f).net.stem,run_set(f, ds)
         stats = stats_of(own.stats, stem.channels, own.channels)
         correlations.append(correlation_table(stem, stats).assign(run=f.name))
         if cfg['seed']==0: kernels.append(kernel_table(stem).assign(run=f.name))

@@ -6,7 +6,6 @@ from mils.core import digest
 from mils.models import models,register_model,small_cnn
 from mils.config import Config
 from mils.learner import get_learner
-from mils.weights import load_tensors,save_tensors
 from mils.arms import describe,planned
 from mils.protocols import protocols
 from mils.identity import identity,run_name
@@ -139,19 +138,21 @@ def test_a_widened_network_does_not_get_the_old_run(tiny, tmp_path, own):
     assert {f.name:f.read_bytes() for f in first.iterdir()}==files
     register_model(net(16), version=2)
     second = train_run(own, tiny, tmp_path)
-    assert second!=first and load_run(second)[0].out_channels==16
+    assert second!=first and load_run(second).net[0].out_channels==16
     with pytest.raises(ValueError, match='model is 1 there and 2 today'): load_run(first)
     register_model(net(8))
-    assert train_run(own, tiny, tmp_path)==first and load_run(first)[0].out_channels==8
+    assert train_run(own, tiny, tmp_path)==first and load_run(first).net[0].out_channels==8
 
-def test_nor_does_it_go_on_with_an_unfinished_one(tiny, tmp_path, own):
-    folder = train_run(own, tiny, tmp_path)
-    weights,_ = load_tensors(folder/'model.safetensors')
-    save_tensors(folder/'state.safetensors', {f'net.{k}':v for k,v in weights.items()}, dict(rows=[]))
-    for f in ('DONE','model.safetensors'): (folder/f).unlink()
+def test_nor_does_it_go_on_with_an_unfinished_one(tiny, tmp_path, own, monkeypatch):
+    def killed(*args, **kwargs): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr('mils.runs.save_classifier', killed)             # after the last epoch, before the weights
+        train_run(own, tiny, tmp_path)
+    state = tmp_path/run_name(own, tiny)/'state.safetensors'
+    assert state.exists()
     register_model(net(16))
     with pytest.raises(ValueError, match='another mine'): train_run(own, tiny, tmp_path)
-    assert (folder/'state.safetensors').exists()
+    assert state.exists()
 
 def test_a_folder_with_other_settings_is_refused(tiny, tmp_path):
     cfg = Config(epochs=1, overrides=dict(bs=60), precision='float32')
