@@ -3,7 +3,7 @@
     python benchmarks/busy.py [--rounds 15] [--settings GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=PASSIVE] [--out FILE.csv]
 
 Each setting has a process of its own, because it is read when torch is loaded. In a round each trains for some steps, in turn, alone and beside two
-processes that do nothing but count, at `nice -n 10`; medians are over rounds. Two ratios decide:
+processes that never rest, at `nice -n 10` and as if started in another terminal; medians are over rounds. Two ratios decide:
 
 * **idle**: speed alone, against `torch's own` alone; at least 0.95
 * **busy**: speed beside the two, against `one thread` beside the two; at least 0.8
@@ -19,9 +19,9 @@ DECIDES = ('OMP_NUM_THREADS','OMP_WAIT_POLICY','GOMP_SPINCOUNT','KMP_BLOCKTIME')
 
 def worker(steps):
     "Train for `steps` at each line of standard input, and answer with images/s and the seconds of processor time"
-    import mils,torch
-    from mils.chroma import chroma
+    from mils.chroma import chroma                         # before torch, as in a notebook
     from mils.learner import Config,get_learner
+    import torch
     cfg = Config('small_cnn', precision='float32', epochs=1)
     ds = chroma(n_train=steps*cfg.settings['bs'], n_val=1, n_test=1)
     def fit():
@@ -43,7 +43,7 @@ def start(setting, steps):
 @contextmanager
 def neighbours(n=2):
     "`n` niced processes that never rest, stopped; yields what wakes them up and what stops them again"
-    ps = [subprocess.Popen([sys.executable, '-c', 'while True: pass'], preexec_fn=lambda: os.nice(10)) for _ in range(n)]
+    ps = [subprocess.Popen([sys.executable, '-c', 'while True: pass'], preexec_fn=lambda: os.nice(10), start_new_session=True) for _ in range(n)]
     def signalled(s): return lambda: [p.send_signal(s) for p in ps]
     try:
         signalled(signal.SIGSTOP)()
@@ -73,6 +73,7 @@ def main():
     a.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
     a = a.parse_args()
     if a.worker: return worker(a.steps)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))            # so that the neighbours go, too
     settings = SETTINGS | {s: dict(o.split('=') for o in s.split(',')) for s in a.settings}
     workers = {k:start(v, a.steps) for k,v in settings.items()}
     rows = []
@@ -82,10 +83,9 @@ def main():
                 if busy: wake()
                 for k,(p,threads) in workers.items(): rows.append(dict(round=i, setting=k, threads=threads, **ask(p, busy)))
                 stop()
+            if a.out: pd.DataFrame(rows).to_csv(a.out, index=False, float_format='%.4g')
     for p,_ in workers.values(): p.stdin.close()
-    t = pd.DataFrame(rows)
-    if a.out: t.to_csv(a.out, index=False, float_format='%.4g')
-    report(t)
+    report(pd.DataFrame(rows))
 
 def report(t):
     "Print the ratios"

@@ -1,21 +1,18 @@
 """The golden traces of `tests/golden.csv`: see `nbs/06z_golden.ipynb`.
 
     python tests/golden.py                          # take all steps again, and print what moved
-    python tests/golden.py --record small_cnn       # the traces of something new, or of something whose version was raised
-    python tests/golden.py --rounding 'two threads' --threads 2     # how far rounding moves them, for golden_rounding.csv
+    python tests/golden.py --record NAME            # the traces of something new, or of something whose version was raised
+    python tests/golden.py --rounding 'two threads' --threads 2      # how far rounding moves them, for golden_rounding.csv
+
+A NAME is that of a network, a generator, a recipe and so on, of a kind of these, of a whole trace in quotes, or `all`.
 """
 import argparse,sys
 from pathlib import Path
-import pandas as pd
+import pandas as pd,torch
 from mils.core import progress,write_atomic
-from mils.golden import golden_configs,golden_distance,golden_table,golden_tolerance,golden_trace,golden_versions
+from mils.golden import golden_configs,golden_distance,golden_moved,golden_table,golden_tolerance,golden_trace,golden_versions
 
 HERE = Path(__file__).parent
-
-def moved(name, found, kept):
-    "The kinds of number that are further from the table than rounding takes them"
-    d = golden_distance(found, kept.loc[name])
-    return d[d>pd.Series(golden_tolerance).reindex(d.index)]
 
 def chosen(names):
     "Traces that are meant by names: `small_cnn`, `generator bank`, `recipe`, `all`"
@@ -34,35 +31,38 @@ def record(names):
     "Make rows; a row that would change although no version was raised stays as it is, and ends in an error"
     kept = golden_table() if (HERE/'golden.csv').exists() else pd.DataFrame()
     rows,refused = [],[]
-    for name in progress(chosen(names), 'traces'):
+    for name in progress(names, 'traces'):
         found,versions = golden_trace(name),golden_versions(name)
-        if name in kept.index and kept.versions[name]==versions and len(moved(name, found, kept)): refused.append(name)
+        if name in kept.index and kept.versions[name]==versions and len(golden_moved(name, found, kept.loc[name])): refused.append(name)
         else: rows.append(dict(trace=name, versions=versions, **found))
     if rows: write(rows, 'golden', golden_configs())
     print(f'{len(rows)} traces recorded')
     if refused: sys.exit(f"the versions are those of before, and the result is not: raise a version first ({', '.join(refused)})")
 
-def measure_rounding(setting, threads):
-    "Distances of all traces from the table under another setting"
+def measure_rounding(names, setting, threads, dtype):
+    "Distances of traces from the table under another setting"
     kept,f = golden_table(),HERE/'golden_rounding.csv'
-    rows = [dict(setting=setting, trace=n, **golden_distance(golden_trace(n, threads), kept.loc[n])) for n in progress(golden_configs(), 'traces')]
-    t = pd.DataFrame(rows)
-    if f.exists():
-        old = pd.read_csv(f)
-        t = pd.concat([old[old.setting!=setting], t])
+    t = pd.DataFrame([dict(setting=setting, trace=n, **golden_distance(golden_trace(n, threads, dtype), kept.loc[n])) for n in progress(names, 'traces')])
+    if f.exists(): t = pd.concat([pd.read_csv(f), t]).drop_duplicates(['setting','trace'], keep='last')
     write_atomic(f, t.to_csv(index=False, float_format='%.1e'))
-    print(t.groupby('setting')[list(golden_tolerance)].max())
+    print(t.groupby('setting', sort=False)[list(golden_tolerance)].max())
+
+def compare(names, threads):
+    "Print what moved further than rounding takes it"
+    kept = golden_table()
+    for name in progress(names, 'traces'):
+        for kind,d in golden_moved(name, golden_trace(name, threads), kept.loc[name]).items(): print(f'{name}: {kind} moved by {d:.1e}')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--record', nargs='+', metavar='NAME')
-    p.add_argument('--rounding', metavar='SETTING')
+    p.add_argument('names', nargs='*', default=['all'], metavar='NAME', help='all by default')
+    p.add_argument('--record', action='store_true', help='write what is found into the table')
+    p.add_argument('--rounding', metavar='SETTING', help='write how far it is from the table, under a name for what was set')
     p.add_argument('--threads', type=int, default=1)
     a = p.parse_args()
-    if a.record: return record(a.record)
-    if a.rounding: return measure_rounding(a.rounding, a.threads)
-    kept = golden_table()
-    for name in progress(kept.index, 'traces'):
-        for kind,d in moved(name, golden_trace(name, a.threads), kept).items(): print(f'{name}: {kind} moved by {d:.1e}, more than {golden_tolerance[kind]:.0e}')
+    names = chosen(a.names)
+    if a.record: record(names)
+    elif a.rounding: measure_rounding(names, a.rounding, a.threads)
+    else: compare(names, a.threads)
 
 if __name__=='__main__': main()
