@@ -10,7 +10,7 @@ import argparse,sys
 from pathlib import Path
 import pandas as pd,torch
 from mils.core import progress,write_atomic
-from mils.golden import golden_configs,golden_distance,golden_moved,golden_table,golden_tolerance,golden_trace,golden_versions
+from mils.golden import golden_configs,golden_distance,golden_table,golden_tolerance,golden_trace,golden_versions
 
 HERE = Path(__file__).parent
 
@@ -33,7 +33,7 @@ def record(names):
     rows,refused = [],[]
     for name in progress(names, 'traces'):
         found,versions = golden_trace(name),golden_versions(name)
-        if name in kept.index and kept.versions[name]==versions and len(golden_moved(name, found, kept.loc[name])): refused.append(name)
+        if name in kept.index and kept.versions[name]==versions and (golden_distance(found, kept.loc[name])>golden_tolerance).any(): refused.append(name)
         else: rows.append(dict(trace=name, versions=versions, **found))
     if rows: write(rows, 'golden', golden_configs())
     print(f'{len(rows)} traces recorded')
@@ -42,16 +42,21 @@ def record(names):
 def measure_rounding(names, setting, threads, dtype):
     "Distances of traces from the table under another setting"
     kept,f = golden_table(),HERE/'golden_rounding.csv'
-    t = pd.DataFrame([dict(setting=setting, trace=n, **golden_distance(golden_trace(n, threads, dtype), kept.loc[n])) for n in progress(names, 'traces')])
+    rows = []
+    for n in progress(names, 'traces'):
+        found = golden_trace(n, threads, getattr(torch, dtype))
+        rows.append(dict(setting=setting, trace=n, **golden_distance(found, kept.loc[n])))
+    t = pd.DataFrame(rows)
     if f.exists(): t = pd.concat([pd.read_csv(f), t]).drop_duplicates(['setting','trace'], keep='last')
     write_atomic(f, t.to_csv(index=False, float_format='%.1e'))
-    print(t.groupby('setting', sort=False)[list(golden_tolerance)].max())
+    print(t.groupby('setting', sort=False).max(numeric_only=True))
 
 def compare(names, threads):
     "Print what moved further than rounding takes it"
     kept = golden_table()
     for name in progress(names, 'traces'):
-        for kind,d in golden_moved(name, golden_trace(name, threads), kept.loc[name]).items(): print(f'{name}: {kind} moved by {d:.1e}')
+        d = golden_distance(golden_trace(name, threads), kept.loc[name])
+        for kind,far in d[d>golden_tolerance].items(): print(f'{name}: {kind} moved by {far:.1e}')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -59,10 +64,11 @@ def main():
     p.add_argument('--record', action='store_true', help='write what is found into the table')
     p.add_argument('--rounding', metavar='SETTING', help='write how far it is from the table, under a name for what was set')
     p.add_argument('--threads', type=int, default=1)
+    p.add_argument('--dtype', default='float64')
     a = p.parse_args()
     names = chosen(a.names)
     if a.record: record(names)
-    elif a.rounding: measure_rounding(names, a.rounding, a.threads)
+    elif a.rounding: measure_rounding(names, a.rounding, a.threads, a.dtype)
     else: compare(names, a.threads)
 
 if __name__=='__main__': main()

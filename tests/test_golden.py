@@ -2,7 +2,7 @@
 from unittest.mock import patch
 import pytest
 from mils.generators import generators
-from mils.golden import golden_configs,golden_moved,golden_suspects,golden_table,golden_trace,golden_versions,version_place
+from mils.golden import golden_configs,golden_distance,golden_suspects,golden_table,golden_tolerance,golden_trace,golden_versions,version_place
 from mils.learner import opts,recipes,samplings,schedules
 from mils.models import models
 
@@ -16,8 +16,9 @@ def verdict(names):
     kept = golden_table()
     if raised := [n for n in names if kept.versions[n]!=golden_versions(n)]:
         return f"versions were raised; record their traces anew: python tests/golden.py --record {' '.join(map(repr, raised))}"
-    far = {n:golden_moved(n, golden_trace(n), kept.loc[n]) for n in names}
-    if not (far := {n:d for n,d in far.items() if len(d)}): return ''
+    distances = {n:golden_distance(golden_trace(n), kept.loc[n]) for n in names}
+    far = {n:d[d>golden_tolerance] for n,d in distances.items() if (d>golden_tolerance).any()}
+    if not far: return ''
     found = ''.join(f"\n{n}: {', '.join(f'{k} by {v:.1e}' for k,v in d.items())}" for n,d in far.items())
     raise_ = '\n'.join(map(version_place, golden_suspects(far)))
     return f'results moved, relative to their size:{found}\nIf that is meant, raise\n{raise_}\nand record them anew: python tests/golden.py --record NAME'
