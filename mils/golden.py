@@ -130,7 +130,7 @@ def golden_versions(
     "The versions on which a trace depends"
     return ' '.join(f'{k}={v}' for k,v in declared(golden_configs()[name]).items())
 
-# %% ../nbs/06z_golden.ipynb #db5289d8
+# %% ../nbs/06z_golden.ipynb #28bb470b
 golden_tolerance = 1e-7        # relative
 
 def golden_distance(
@@ -138,12 +138,12 @@ def golden_distance(
     kept,  # those in the table
 )->pd.Series: # by the kind of number
     "Largest relative differences; infinite where a number is there only once"
-    found,kept = (pd.Series({k:v for k,v in dict(o).items() if k!='versions'}, dtype=float) for o in (found,kept))
-    both = pd.concat([found.dropna(), kept.dropna()], axis=1, keys=['found','kept'])
+    found,kept = (pd.Series({k:v for k,v in dict(o).items() if k!='versions'}, dtype=float).dropna() for o in (found,kept))
+    both = pd.concat([found, kept], axis=1, keys=['found','kept'])
     d = (both.found/both.kept-1).abs().fillna(np.inf)
     return d.groupby(d.index.str.split('_').str[0], sort=False).max()
 
-# %% ../nbs/06z_golden.ipynb #9e408e30
+# %% ../nbs/06z_golden.ipynb #fbc9a603
 _owners = dict(sampling='sampling', views='sampling', distill='sampling', held_out='sampling', attention='stem')
 
 def _called(version, cfg):
@@ -156,7 +156,7 @@ def _owner(trace):
     if kind in ('model','generator'): return f'{kind} {name}'
     return _owners.get(kind) or _owners.get(name) or 'training'
 
-# %% ../nbs/06z_golden.ipynb #8e672bf5
+# %% ../nbs/06z_golden.ipynb #6911408c
 def golden_suspects(
     moved,  # names of traces
 )->list: # of texts such as `"training"` or `"model small_cnn"`
@@ -171,7 +171,7 @@ def golden_suspects(
         left -= depend[best]
     return found+sorted({_owner(t) for t in left}-set(found))
 
-# %% ../nbs/06z_golden.ipynb #af6644be
+# %% ../nbs/06z_golden.ipynb #58148aeb
 def version_place(
     version:str,  # one of `golden_suspects`
 )->str:
