@@ -130,8 +130,8 @@ def golden_versions(
     "The versions on which a trace depends"
     return ' '.join(f'{k}={v}' for k,v in declared(golden_configs()[name]).items())
 
-# %% ../nbs/06z_golden.ipynb #28bb470b
-golden_tolerance = 1e-7        # relative
+# %% ../nbs/06z_golden.ipynb #6fc68816
+golden_tolerance = 5e-7        # relative
 
 def golden_distance(
     found,  # numbers of a trace, as from `golden_trace`

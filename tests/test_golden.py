@@ -1,6 +1,6 @@
 "Golden traces: a few steps of training of all that is registered, see `nbs/06z_golden.ipynb`"
 from unittest.mock import patch
-import pytest
+import pytest,torch
 from mils.generators import generators
 from mils.golden import golden_configs,golden_distance,golden_suspects,golden_table,golden_tolerance,golden_trace,golden_versions,version_place
 from mils.learner import opts,recipes,samplings,schedules
@@ -29,8 +29,17 @@ def test_no_trace_of_what_is_gone():
     gone = set(golden_table().index)-set(golden_configs())
     assert not gone, f'remove these rows of tests/golden.csv, or name again what they trace: {sorted(gone)}'
 
+def other_draws():
+    "Traces of networks whose first weights this torch, or this processor, draws otherwise; the notebook says why"
+    torch.manual_seed(0)
+    names = set()
+    if abs(torch.nn.init.trunc_normal_(torch.empty(5), std=.02)[0]-.0308)>1e-3: names.add('model mini_swin')
+    if not torch.backends.cpu.get_cpu_capability().startswith('AVX'): names |= {'model resnet34','model dense_efficient'}
+    return names
+
 def test_results_are_those_of_the_declared_versions():
-    assert not (found := verdict([n for n in golden_configs() if n in golden_table().index])), found
+    names = set(golden_configs())&set(golden_table().index)-other_draws()
+    assert not (found := verdict(sorted(names))), found
 
 @pytest.mark.parametrize('registry,name,trace', [(models,'tiny_net','model tiny_net'), (generators,'mine','generator mine'), (samplings,'thirds','sampling thirds'),
     (recipes,'long','recipe long'), (schedules,'flat','schedule flat'), (opts,'lion','optimiser lion')])
