@@ -20,7 +20,8 @@ DECIDES = ('OMP_NUM_THREADS','OMP_WAIT_POLICY','GOMP_SPINCOUNT','KMP_BLOCKTIME')
 def worker(steps):
     "Train for `steps` at each line of standard input, and answer with images/s and the seconds of processor time"
     from mils.chroma import chroma                         # before torch, as in a notebook
-    from mils.learner import Config,get_learner
+    from mils.config import Config
+    from mils.learner import get_learner
     import torch
     cfg = Config('small_cnn', precision='float32', epochs=1)
     ds = chroma(n_train=steps*cfg.settings['bs'], n_val=1, n_test=1)
@@ -43,7 +44,8 @@ def start(setting, steps):
 @contextmanager
 def neighbours(n=2):
     "`n` niced processes that never rest, stopped; yields what wakes them up and what stops them again"
-    ps = [subprocess.Popen([sys.executable, '-c', 'while True: pass'], preexec_fn=lambda: os.nice(10), start_new_session=True) for _ in range(n)]
+    def start(): return subprocess.Popen([sys.executable, '-c', 'while True: pass'], preexec_fn=lambda: os.nice(10), start_new_session=True)
+    ps = [start() for _ in range(n)]
     def signalled(s): return lambda: [p.send_signal(s) for p in ps]
     try:
         signalled(signal.SIGSTOP)()
@@ -91,8 +93,9 @@ def report(t):
     "Print the ratios"
     speed = t.pivot(index=['round','busy'], columns='setting', values='images_per_s')
     alone,beside = speed.xs(False, level='busy'),speed.xs(True, level='busy')
-    out = pd.DataFrame({'alone, images/s': alone.median().round(), 'beside two, images/s': beside.median().round(),
-        'idle': alone.div(alone["torch's own"], axis=0).median().round(2), 'busy': beside.div(beside['one thread'], axis=0).median().round(2)})
+    out = pd.DataFrame({'alone, images/s': alone.median().round(), 'beside two, images/s': beside.median().round()})
+    out['idle'] = alone.div(alone["torch's own"], axis=0).median().round(2)
+    out['busy'] = beside.div(beside['one thread'], axis=0).median().round(2)
     out['good'] = np.where((out.idle>=.95)&(out.busy>=.8), 'yes', '')
     print(out.loc[list(dict.fromkeys(t.setting))].to_string())
     print(f'others took {t.others.median():.0%} of {os.cpu_count()} cores')

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 import numpy as np,pandas as pd,torch
+from .core import network_name
 from .chroma import chroma
 from .generators import generators
 from .models import create_model,list_models,models
-from .learner import Config,get_learner,opts,recipes,samplings,schedules
-from .runs import declared
-from fastai.callback.core import Callback
+from .optim import opts,schedules
+from .sampling import samplings
+from .config import Config,recipes
+from .learner import get_learner
+from .identity import declared
 
 # %% ../nbs/06z_golden.ipynb #e80f4497
 _usual = dict(precision='float32', epochs=2, overrides=dict(bs=10))
@@ -36,7 +39,7 @@ def golden_configs()->dict: # name of the trace -> `Config`
     c = {}
     for m in list_models():
         c[f'model {m}'] = config(model=m, options=_cheap.get(m, {}))
-        for o in _more.get(m, []): c[f"model {m} {' '.join(f'{k}={v}' for k,v in o.items())}"] = config(model=m, options={**_cheap.get(m, {}), **o})
+        for o in _more.get(m, []): c[network_name(f'model {m}', o)] = config(model=m, options={**_cheap.get(m, {}), **o})
     for g in generators: c[f'generator {g}'] = config(**_dynamic, generator=g)
     for s in samplings: c[f'sampling {s}'] = config(dynamic=True, sampling=s)
     for r in recipes:   c[f'recipe {r}'] = config(recipe=r, overrides={})
@@ -51,6 +54,8 @@ def golden_configs()->dict: # name of the trace -> `Config`
         'setting seed':      config(seed=1)}
 
 # %% ../nbs/06z_golden.ipynb #53e74618
+from fastai.callback.core import Callback
+
 class _Traced(Callback):
     "Train in float64 or float32, and keep the loss of each step"
     order = 0
@@ -183,6 +188,6 @@ def version_place(
 
 def _notebook(o):
     "The notebook that defines `o`, as its exported module says"
-    text = Path(inspect.getsourcefile(o)).read_text()
-    _,_,rest = text.partition('File to edit: ')
-    return rest.split()[0].lstrip('./').rstrip('.') if rest else inspect.getsourcefile(o)
+    file = inspect.getsourcefile(getattr(o, 'func', o))             # of a `partial`, what it calls
+    _,_,rest = Path(file).read_text().partition('File to edit: ')
+    return rest.split()[0].lstrip('./').rstrip('.') if rest else file

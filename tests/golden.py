@@ -33,7 +33,8 @@ def record(names):
     rows,refused = [],[]
     for name in progress(names, 'traces'):
         found,versions = golden_trace(name),golden_versions(name)
-        if name in kept.index and kept.versions[name]==versions and (golden_distance(found, kept.loc[name])>golden_tolerance).any(): refused.append(name)
+        known = name in kept.index and kept.versions[name]==versions
+        if known and (golden_distance(found, kept.loc[name])>golden_tolerance).any(): refused.append(name)
         else: rows.append(dict(trace=name, versions=versions, **found))
     if rows: write(rows, 'golden', golden_configs())
     print(f'{len(rows)} traces recorded')

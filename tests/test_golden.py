@@ -2,9 +2,12 @@
 from unittest.mock import patch
 import pytest,torch
 from mils.generators import generators
-from mils.golden import golden_configs,golden_distance,golden_suspects,golden_table,golden_tolerance,golden_trace,golden_versions,version_place
-from mils.learner import opts,recipes,samplings,schedules
 from mils.models import models
+from mils.optim import opts,schedules
+from mils.sampling import samplings
+from mils.config import recipes
+from mils.golden import (golden_configs,golden_distance,golden_suspects,golden_table,golden_tolerance,golden_trace,golden_versions,
+    version_place)
 
 def missing():
     "What is registered and has no trace, in a sentence that helps"
@@ -21,7 +24,8 @@ def verdict(names):
     if not far: return ''
     found = ''.join(f"\n{n}: {', '.join(f'{k} by {v:.1e}' for k,v in d.items())}" for n,d in far.items())
     raise_ = '\n'.join(map(version_place, golden_suspects(far)))
-    return f'results moved, relative to their size:{found}\nIf that is meant, raise\n{raise_}\nand record them anew: python tests/golden.py --record NAME'
+    return (f'results moved, relative to their size:{found}\nIf that is meant, raise\n{raise_}\n'
+            'and record them anew: python tests/golden.py --record NAME')
 
 def test_all_that_is_registered_has_a_trace(): assert not missing(), missing()
 
@@ -41,7 +45,8 @@ def test_results_are_those_of_the_declared_versions():
     names = set(golden_configs())&set(golden_table().index)-other_draws()
     assert not (found := verdict(sorted(names))), found
 
-@pytest.mark.parametrize('registry,name,trace', [(models,'tiny_net','model tiny_net'), (generators,'mine','generator mine'), (samplings,'thirds','sampling thirds'),
+@pytest.mark.parametrize('registry,name,trace', [
+    (models,'tiny_net','model tiny_net'), (generators,'mine','generator mine'), (samplings,'thirds','sampling thirds'),
     (recipes,'long','recipe long'), (schedules,'flat','schedule flat'), (opts,'lion','optimiser lion')])
 def test_something_new_is_missed(registry, name, trace):
     "Whatever is registered is asked for, and the sentence says how to add it"
@@ -61,7 +66,8 @@ def test_a_network_and_a_generator_cannot_change_unseen():
         return net
     with patch.dict(models, small_cnn=without_bias): assert 'model small_cnn: ' in verdict(['model small_cnn'])
     with patch.dict(generators, rescale=generators['zero_fill']): found = verdict(['generator rescale', 'generator bank'])
-    assert 'generator rescale: ' in found and 'generator bank: ' not in found and 'version= of generator rescale where it is registered, nbs/' in found
+    assert 'generator rescale: ' in found and 'generator bank: ' not in found
+    assert 'version= of generator rescale where it is registered, nbs/' in found
 
 def test_a_raised_version_asks_for_a_new_trace():
     with patch.dict(models.versions, small_cnn=2): found = verdict(['model small_cnn', 'model strict2'])
