@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['models', 'register_model', 'conv_bn', 'ConcatPool', 'small_cnn', 'ResBlock', 'wide_resnet', 'resnet34', 'list_models',
-           'check_options', 'create_model']
+           'create_model']
 
 # %% ../nbs/03_models.ipynb #e3024254
 import importlib,inspect,pkgutil
