@@ -40,7 +40,9 @@ def main():
     p.add_argument('--threads', type=int, default=1)
     a = p.parse_args()
     parts = []
-    def measure(what, bs, calls): parts.append(quartiles(in_turns(calls, a.rounds, a.threads, .008), 'plain').rename_axis('way').reset_index().assign(what=what, batch=bs))
+    def measure(what, bs, calls):
+        times = quartiles(in_turns(calls, a.rounds, a.threads, .008), 'plain')
+        parts.append(times.rename_axis('way').reset_index().assign(what=what, batch=bs))
     for name,(nf,ks,stride,size,bs) in STEMS.items():
         conv = nn.Conv2d(3, nf, ks, stride, ks//2 if stride<ks else 0, bias=False).to(memory_format=torch.channels_last)
         dyn = DynamicConv2d.from_conv(conv, stats=STATS)

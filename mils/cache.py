@@ -14,7 +14,7 @@ from .source import SPLITS
 from .manifest import Manifest
 from .decode import decode,threads,Unreadable
 from .imageset import ImageSet
-from .check import absent,bad_rows,BadImages,read_image
+from .check import bad_rows,BadImages,missing_files,read_image
 from .disk import cache_home,locked,writing
 from .pixels import Pixels
 
@@ -96,7 +96,7 @@ def _open_pixels(p, get):
 # %% ../nbs/01i_cache.ipynb #ee0c0e45
 def _present(m, home):
     "Rows whose file is there, their checksums, and the reason for each row that is not"
-    bad = absent(m)
+    bad = missing_files(m)
     rows = np.array([i for i in range(len(m)) if i not in bad], np.int64)
     crc = _checksums(m, rows, home)
     for i in rows[crc<0]:

@@ -184,4 +184,5 @@ def results(
     print(shown[['network','seed','epochs','parameters','val_top1','test_top1','test_top5','minutes']].to_string(index=False))
     print(f'{len(t)} runs, tables in {out}')
     for older,*newer in other_versions(t):
-        print(f'{older} and {", ".join(newer)} have the same settings and other versions, and both stay; --remove {older} takes the older one out')
+        also = ', '.join(newer)
+        print(f'{older} and {also} have the same settings and other versions, and both stay; --remove {older} takes the older one out')

@@ -17,7 +17,7 @@ from .batches import Batches
 from .prediction import predict,recalibrate
 from .runs import load_run
 from .sweeps import run_set
-from .tables import finished_runs,grow
+from .tables import finished_runs,grow_table
 from .conversions import by_position,conversions
 
 # %% ../nbs/06g_converted.ipynb #5829683c
@@ -126,7 +126,7 @@ def convert_runs(
     columns = ['image','rank','run','seed','method','recalibrated','channels']
     preds = pd.concat(preds, ignore_index=True)[columns].astype(small)
     if not out: return preds
-    preds = grow(preds, Path(out)/'conversions.parquet', ('run','method','recalibrated')).astype(small)
+    preds = grow_table(preds, Path(out)/'conversions.parquet', ('run','method','recalibrated')).astype(small)
     keys = ['run','seed','method','recalibrated','channels']
     top1 = (preds['rank']<1).groupby([preds[k] for k in keys], observed=True, sort=False).agg(n='size', top1='mean').reset_index()
     write_atomic(Path(out)/'conversions.csv', top1.to_csv(index=False, float_format='%.6g'))

@@ -73,8 +73,9 @@ class Registry(dict):
     ): # `f`; without it a decorator
         "Add an entry; `ValueError` for a version that is no whole number from 1 on"
         if f is None: return partial(self.register, name=name, version=version)
-        if not isinstance(version, int) or version<1: raise ValueError(f'version={version!r} of {self.what} {name or f.__name__}; expected 1, 2, ...')
-        self[name or f.__name__],self.versions[name or f.__name__] = f,version
+        name = name or f.__name__
+        if not isinstance(version, int) or version<1: raise ValueError(f'version={version!r} of {self.what} {name}; expected 1, 2, ...')
+        self[name],self.versions[name] = f,version
         return f
     def __missing__(self, name):
         return lookup(self.copy(), name, self.what)
@@ -96,7 +97,7 @@ def _bare(tree):
     return tree
 
 def _plain(o):
-    "A syntax tree as JSON can hold it, the same from every version of Python: fields that are empty, and empty pieces of f-strings, are in some and not in others"
+    "A syntax tree as JSON can hold it; empty fields and empty pieces of f-strings, which only some versions of Python have, are left out"
     if isinstance(o, list): return [_plain(v) for v in o]
     if not isinstance(o, ast.AST): return ascii(o)
     if isinstance(o, ast.JoinedStr): o.values = [v for v in o.values if not (isinstance(v, ast.Constant) and v.value=='')]

@@ -15,7 +15,7 @@ from .profile import fuse_norms
 from .batches import Batches
 from .runs import load_run
 from .sweeps import run_set
-from .tables import grow
+from .tables import grow_table
 from .converted import plain_runs
 
 # %% ../nbs/06i_deployed.ipynb #3a75310d
@@ -44,6 +44,6 @@ def deployed_runs(
     if not rows: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
     t = pd.DataFrame(rows)
     if out:
-        t = grow(t, Path(out)/'deployed.csv')
+        t = grow_table(t, Path(out)/'deployed.csv')
         write_atomic(Path(out)/'deployed.csv', t.to_csv(index=False, float_format='%.4g'))
     return t

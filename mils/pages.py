@@ -48,7 +48,7 @@ def run_notebook(
     for c in nb.cells: _drop_logs(c)
 
 # %% ../nbs/10a_pages.ipynb #7ad89c4d
-def stage(
+def stage_pages(
     root,  # the project's folder, with `settings.ini`
     to,  # where the copy appears
     execute:bool=True,  # run the notebooks of `nbs/report/`
@@ -72,7 +72,7 @@ def _shown(cell):
 
 _procs = [FrontmatterProc, populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, _shown, clean_magics, add_links]
 
-def process(
+def apply_directives(
     folder,  # a copy of `nbs/`, changed in place
 ):
     "Apply nbdev's directives to every notebook below `folder`"

@@ -16,7 +16,7 @@ from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from pybtex.database import parse_file
-from .pages import Page,process,read_page,stage
+from .pages import apply_directives,Page,read_page,stage_pages
 from .markup import markdown,references
 
 # %% ../nbs/10c_site.ipynb #f5c9e117
@@ -79,7 +79,7 @@ _copied = '.css','.js','.json','.onnx','.png','.jpg','.svg'          # files tha
 def _render_plain(nbs, out):
     "Process and render with nbconvert"
     cfg = get_config()
-    process(nbs)
+    apply_directives(nbs)
     pages = {s:read_page(s, nbs) for s in sorted(f.relative_to(nbs).as_posix() for f in nbs.rglob('*.ipynb'))}
     outs,bib = {s:p.out for s,p in pages.items()},parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))
@@ -139,7 +139,7 @@ def build_site(
     with tempfile.TemporaryDirectory() as tmp, working_directory(root):
         nbs = Path(tmp)/'nbs'
         refresh_quarto_yml()
-        stage(root, nbs, execute)
+        stage_pages(root, nbs, execute)
         render(nbs, out)
         _add_runtime(out)
     page = first(p for p in (out/'report'/'index.html', out/'index.html', out) if p.exists())
@@ -155,7 +155,7 @@ def build_readme(
     get_config.cache_clear()
     with tempfile.TemporaryDirectory() as tmp, working_directory(root):
         shutil.copy(root/'nbs'/'index.ipynb', tmp)
-        process(tmp)
+        apply_directives(tmp)
         page = read_page('index.ipynb', tmp)
     for c in page.nb.cells:
         if c.cell_type=='code': c.metadata.transient = nbformat.from_dict({'remove_source':not c.metadata.opts.get('echo', True)})

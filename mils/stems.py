@@ -14,7 +14,7 @@ from .imageset import ChannelStats,ImageSet
 from .batches import stats_of
 from .runs import load_run
 from .sweeps import run_set
-from .tables import finished_runs,grow
+from .tables import finished_runs,grow_table
 
 # %% ../nbs/06h_stems.ipynb #ab54a69b
 def kernel_table(
@@ -61,5 +61,5 @@ def collect_stems(
     if not out: return tables
     for k,t in tables.items():
         path = Path(out)/f'{k}.csv'
-        write_atomic(path, grow(t, path).to_csv(index=False, float_format='%.4g'))
+        write_atomic(path, grow_table(t, path).to_csv(index=False, float_format='%.4g'))
     return tables

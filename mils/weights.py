@@ -163,7 +163,8 @@ def load_classifier(
 )->Classifier: # in evaluation mode, on the CPU
     "A trained network from one file; `ValueError` for any other file"
     tensors,meta = load_tensors(path)
-    if 'stats' not in meta: raise ValueError(f'{path} is from before networks knew how to normalise their input; it has to be trained again')
+    if 'stats' not in meta:
+        raise ValueError(f'{path} is from before networks knew how to normalise their input; it has to be trained again')
     cfg,classes,size = Config(**meta['config']),meta['classes'],meta['size']
     net = create_network(cfg, len(classes), size)
     net.load_state_dict(tensors)

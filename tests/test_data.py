@@ -13,7 +13,7 @@ from mils.source import open_zip
 from mils.manifest import read_manifest
 from mils.decode import decode,Unreadable
 from mils.imageset import channel_stats,fold,ImageSet,select_classes
-from mils.check import absent,BadImages,check
+from mils.check import BadImages,check,missing_files
 from mils.pixels import Pixels
 from mils.cache import cached
 from mils.derived import derive
@@ -103,7 +103,7 @@ def test_lists_may_lie_beside_zips(tmp_path):
     write(tmp_path, {k:v for k,v in f.items() if k not in ims})
     for j in range(2): write_zip(tmp_path/f'{j}.zip', {k:f[k] for k in ims[j::2]})
     m = read_manifest(tmp_path)
-    assert not absent(m) and m.source.read(m.names[5])==f['images/5.png']
+    assert not missing_files(m) and m.source.read(m.names[5])==f['images/5.png']
 
 @pytest.mark.parametrize('files,parts', [
     ({'val.txt':'8.png 0\n9.png\n'}, ['val.txt line 2','9.png','no label','path label']),
@@ -140,7 +140,7 @@ def test_no_lists_and_no_classes(tmp_path):
 def test_classes_whose_files_are_absent_can_be_left_out(tmp_path):
     f = course(24, 4)
     m = read_manifest(write(tmp_path, {k:v for k,v in f.items() if 'images/' not in k or int(Path(k).stem)%4<2}), classes=range(2))
-    assert m.classes==['0','1'] and not absent(m) and len(m)==12
+    assert m.classes==['0','1'] and not missing_files(m) and len(m)==12
     assert read_manifest(tmp_path, classes=[3,1]).classes==['3','1']
     with says('label 9 is out of range','0 to 3'): read_manifest(tmp_path, classes=[9])
     with says('twice'): read_manifest(tmp_path, classes=[1,1])
@@ -207,7 +207,7 @@ def test_windows_zip_names_and_two_zips_that_disagree(tmp_path):
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
         for k,v in f.items():
             if 'images/' in k: o = zipfile.ZipInfo('x'); o.filename = k.replace('/','\\'); z.writestr(o, v)
-    assert not absent(read_manifest(tmp_path))
+    assert not missing_files(read_manifest(tmp_path))
     write_zip(tmp_path/'b.zip', {'images/3.png':image(99), 'README':'other'})
     with says('b.zip','a.zip','other content'): read_manifest(tmp_path)
 

@@ -10,9 +10,10 @@ from mils.config import Config
 from mils.learner import get_learner
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
 from PIL import Image
-from fastai.vision.all import (accuracy,ActivationStats,ClassificationInterpretation,CSVLogger,CutMix,DataLoader,EarlyStoppingCallback,error_rate,GradientAccumulation,
-    GradientClip,ImageDataLoaders,IntToFloatTensor,Learner,load_learner,MixUp,ProgressCallback,Recorder,Resize,resnet18,SaveModelCallback,ShowGraphCallback,
-    RandomErasing,TensorCategory,TensorImage,top_k_accuracy,vision_learner,aug_transforms)
+from fastai.vision.all import (accuracy,ActivationStats,aug_transforms,ClassificationInterpretation,CSVLogger,CutMix,DataLoader,
+    EarlyStoppingCallback,error_rate,GradientAccumulation,GradientClip,ImageDataLoaders,IntToFloatTensor,Learner,load_learner,MixUp,
+    ProgressCallback,RandomErasing,Recorder,Resize,resnet18,SaveModelCallback,ShowGraphCallback,TensorCategory,TensorImage,top_k_accuracy,
+    vision_learner)
 
 KINDS = dict(plain=dict(), dynamic=dict(dynamic=True, sampling='sample'), GB=dict(channels='GB'))
 METRICS = [accuracy,top_k_accuracy]
@@ -167,7 +168,8 @@ def test_get_preds(trained, ds, tmp_path):
     assert p.shape==(50,ds.n_classes) and torch.allclose(p.sum(1), torch.ones(50), atol=1e-5)
     assert torch.equal(y, torch.as_tensor(ds.labels[ds.splits['val']]))
     paths = files(ds, tmp_path)
-    assert torch.allclose(trained.get_preds(dl=trained.dls.test_dl(paths))[0], trained.get_preds(dl=trained.dls.test_dl(paths[::-1]))[0].flip(0), atol=1e-6)
+    forward,back = (trained.get_preds(dl=trained.dls.test_dl(o))[0] for o in (paths,paths[::-1]))
+    assert torch.allclose(forward, back.flip(0), atol=1e-6)
     x,p,y,decoded,losses = trained.get_preds(with_input=True, with_decoded=True, with_loss=True)
     assert torch.equal(decoded, p.argmax(1)) and len(losses)==50
     assert trained.get_preds(ds_idx=0)[0].shape[0]==120
@@ -228,8 +230,15 @@ def test_save_and_load(ds, kind, tmp_path):
 
 # --- callbacks
 
-CALLBACKS = dict(csv=lambda: CSVLogger(), best=lambda: SaveModelCallback(monitor='accuracy'), early=lambda: EarlyStoppingCallback(min_delta=100., patience=1),
-    mixup=lambda: MixUp(), cutmix=lambda: CutMix(), accumulation=lambda: GradientAccumulation(80), clip=lambda: GradientClip(), activations=lambda: ActivationStats())
+CALLBACKS = dict(
+    csv          = lambda: CSVLogger(),
+    best         = lambda: SaveModelCallback(monitor='accuracy'),
+    early        = lambda: EarlyStoppingCallback(min_delta=100., patience=1),
+    mixup        = lambda: MixUp(),
+    cutmix       = lambda: CutMix(),
+    accumulation = lambda: GradientAccumulation(80),
+    clip         = lambda: GradientClip(),
+    activations  = lambda: ActivationStats())
 
 @pytest.mark.parametrize('name', CALLBACKS)
 def test_callbacks(ds, kind, tmp_path, name):
@@ -290,11 +299,17 @@ def folder(tmp_path_factory):
         Image.fromarray(few.images[i]).save(root/few.classes[few.labels[i]]/f'{i}.png')
     return root
 
-def loaders(folder): return ImageDataLoaders.from_folder(folder, valid_pct=.3, seed=0, item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=16, num_workers=0, device='cpu')
+def loaders(folder):
+    return ImageDataLoaders.from_folder(folder, valid_pct=.3, seed=0, item_tfms=Resize(32), batch_tfms=aug_transforms(),
+                                        bs=16, num_workers=0, device='cpu')
 
-PROGRAMS = dict(vision_learner=lambda dls,**kw: vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, cbs=ChannelSampling(), **kw),
-    convert=lambda dls,**kw: Learner(dls, convert(resnet18(num_classes=dls.c)), metrics=accuracy, cbs=ChannelSampling(), **kw),
-    views=lambda dls,**kw: Learner(dls, resnet18(num_classes=dls.c), metrics=accuracy, cbs=[ChannelSampling(views=2, distill=.3), MixUp()], **kw))
+def plain_resnet(dls): return resnet18(num_classes=dls.c)
+
+PROGRAMS = dict(
+    vision_learner = lambda dls,**kw: vision_learner(dls, resnet18, pretrained=False, cbs=ChannelSampling(), metrics=accuracy, **kw),
+    convert        = lambda dls,**kw: Learner(dls, convert(plain_resnet(dls)), cbs=ChannelSampling(), metrics=accuracy, **kw),
+    views          = lambda dls,**kw: Learner(dls, plain_resnet(dls), cbs=[ChannelSampling(views=2, distill=.3), MixUp()],
+                                              metrics=accuracy, **kw))
 
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_fastai_program(folder, tmp_path, program):

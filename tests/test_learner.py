@@ -63,8 +63,14 @@ def test_held_out_sets_are_never_drawn(ds, sampling):
     if sampling=='sample': assert drawn=={set_name(s) for s in channel_sets()}-set(held)
     if sampling=='batch': assert all((m==m[0]).all() for m in masks.split(40))
 
-@pytest.mark.parametrize('kw,words', [(dict(generator='covarance'), 'covariance'), (dict(views=2), 'sampling'), (dict(dynamic=True, sampling='sample', distill=.5), 'views'),
-    (dict(dynamic=True, sampling='sample', held_out=('X',)), 'possible: R, G, B'), (dict(dynamic=True, sampling='sample', held_out=tuple(map(set_name, channel_sets()))), 'every')])
+SAMPLED = dict(dynamic=True, sampling='sample')
+
+@pytest.mark.parametrize('kw,words', [
+    (dict(generator='covarance'), 'covariance'),
+    (dict(views=2), 'sampling'),
+    (dict(distill=.5, **SAMPLED), 'views'),
+    (dict(held_out=('X',), **SAMPLED), 'possible: R, G, B'),
+    (dict(held_out=tuple(map(set_name, channel_sets())), **SAMPLED), 'every')])
 def test_impossible_settings(kw, words):
     with pytest.raises(ValueError, match=words): Config(**kw)
 

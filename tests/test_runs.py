@@ -57,7 +57,9 @@ CFG = Config(epochs=2, overrides=dict(bs=60))
 def test_identity(tiny):
     part = lambda c: run_name(c, tiny).rpartition('-')[2]
     assert part(CFG)==part(Config(epochs=2, overrides=dict(bs=60)))
-    others = [Config(epochs=2, overrides=dict(bs=60), seed=1), Config(epochs=3, overrides=dict(bs=60)), Config(epochs=2, overrides=dict(bs=50))]
+    others = [Config(epochs=2, overrides=dict(bs=60), seed=1),
+              Config(epochs=3, overrides=dict(bs=60)),
+              Config(epochs=2, overrides=dict(bs=50))]
     assert len({part(c) for c in (CFG, *others)})==4
     tiny.key += 'x'
     assert run_name(CFG, tiny)!=run_name(CFG, type(tiny)(**{**vars(tiny),'key':tiny.key[:-1]}))
