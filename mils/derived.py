@@ -21,9 +21,13 @@ def derived_channels(
     "Luminance, central differences, their magnitude and the Laplacian, in units of intensity"
     y = images.astype(np.float32)@np.array([.299,.587,.114], np.float32)
     p = np.pad(y, ((0,0),(1,1),(1,1)), 'reflect')
-    left,right,up,down = p[:,1:-1,:-2],p[:,1:-1,2:],p[:,:-2,1:-1],p[:,2:,1:-1]
-    h,v = abs(right-left),abs(down-up)
-    return np.stack([y, h, v, np.hypot(h,v), abs(left+right+up+down-4*y)], -1).round().clip(0,255).astype(np.uint8)
+    left,right = p[:,1:-1,:-2],p[:,1:-1,2:]
+    up,down = p[:,:-2,1:-1],p[:,2:,1:-1]
+    h = abs(right-left)
+    v = abs(down-up)
+    laplacian = abs(left+right+up+down-4*y)
+    planes = np.stack([y, h, v, np.hypot(h, v), laplacian], -1)
+    return planes.round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/01m_derived.ipynb #aef49e16
 _version = 'b35adf6c00c6'  # another one with any change to a pixel
@@ -35,6 +39,9 @@ def derive(
     if tuple(ds.channels)!=tuple('RGB'): raise ValueError(f'channels are {set_name(ds.channels)}; expected RGB')
     images = np.empty((*ds.images.shape[:3],8), np.uint8)
     images[...,:3] = ds.images
-    for i in range(0, len(images), 1024): images[i:i+1024,...,3:] = derived_channels(ds.images[i:i+1024])
-    return replace(ds, images=images, channels='RGB'+''.join(DERIVED), key=digest([ds.key,_version]),
-                   source=f'{ds.source}, derived channels')
+    for i in range(0, len(images), 1024):
+        some = slice(i, i+1024)
+        images[some,...,3:] = derived_channels(ds.images[some])
+    channels = 'RGB'+''.join(DERIVED)
+    key = digest([ds.key,_version])
+    return replace(ds, images=images, channels=channels, key=key, source=f'{ds.source}, derived channels')

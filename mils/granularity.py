@@ -12,9 +12,13 @@ from scipy.stats import binom
 from .claims import is_number,parse_number
 
 # %% ../nbs/08b_granularity.ipynb #c9a0db07
+def _decimal(text:str):
+    "The number alone"
+    return parse_number(text)[1]
+
 def _n_decimals(text:str)->int:
     "Digits after the point"
-    return max(0, -parse_number(text)[1].as_tuple().exponent)
+    return max(0, -_decimal(text).as_tuple().exponent)
 
 def reachable(
     text:str,  # an accuracy as it is written
@@ -22,11 +26,13 @@ def reachable(
     scale:int=100,  # 100 for percent, 1 for shares
 ): # bool or array of bool
     "Whether some k of n pictures, rounded either way, is written so (GRIM, Brown and Heathers, 2017, SPPS 8)"
-    e,n = _n_decimals(text),np.asarray(n, object)
-    v = int(parse_number(text)[1].scaleb(e))
-    low,high = (2*v-1)*n,(2*v+1)*n
-    den = 2*10**e*scale
-    first,last = -(-low//den),high//den                 # k from ... to ...
+    e = _n_decimals(text)
+    v = int(_decimal(text).scaleb(e))
+    n = np.asarray(n, object)
+    denominator = 2*10**e*scale
+    low,high = (2*v-1)*n,(2*v+1)*n                      # twice the ends of what is written so
+    first = -(-low//denominator)                        # k from ...
+    last = high//denominator                            # ... to
     return np.maximum(first, 0)<=np.minimum(last, n)
 
 # %% ../nbs/08b_granularity.ipynb #e97db310
@@ -37,13 +43,14 @@ def chance_reachable(
     given:int=None,  # pictures in truth; none stands for a percentage drawn from all with so many decimals
 )->float:
     "Share of all percentages, or of all accuracies on `given` pictures, that `n` pictures can give as well"
-    step = 10**decimals
-    if n>=100*step or decimals>6: return min(1., (n+1)/(100*step+1))     # all, or as many as there are k
+    top = 100*10**decimals                                                   # 100 %, in the last digit
+    if n>=top or decimals>6: return min(1., (n+1)/(top+1))                   # all, or as many as there are k
     if given and given>10**6: return chance_reachable(n, decimals)
-    exact = 100*step*np.arange(n+1)/n
+    exact = top*np.arange(n+1)/n
     ticks = np.unique([np.floor(exact+.5), np.ceil(exact-.5)]).astype(int)   # both ways of rounding halves
-    if given is None: return len(ticks)/(100*step+1)
-    return float(np.isin(np.floor(100*step*np.arange(given+1)/given+.5).astype(int), ticks).mean())
+    if given is None: return len(ticks)/(top+1)
+    written = np.floor(top*np.arange(given+1)/given+.5).astype(int)
+    return float(np.isin(written, ticks).mean())
 
 # %% ../nbs/08b_granularity.ipynb #04c990f9
 _no_share = 'target|mean|average|avg'   # rows that are no share of pictures
@@ -55,11 +62,16 @@ def picture_shares(
     t = claims[claims.value.map(is_number)]
     single = ~t['row'].str.fullmatch(_no_share, case=False)
     a = t[t.quantity.str.endswith('accuracy')&single&t.unit.isin(['%',''])]
-    as_share = a.unit.eq('')&a.value.map(lambda v: parse_number(v)[1]<=1).astype(bool)
+    up_to_one = a.value.map(lambda v: _decimal(v)<=1).astype(bool)
+    as_share = a.unit.eq('')&up_to_one
     a = a.assign(text=a.value, scale=np.where(as_share, 1, 100))
     full = {table:g.text.iloc[0] for table,g in a.groupby('table') if len(g)==1}
     d = t[t.quantity.eq('delta')&t.table.isin(full)]
-    implied = [str(parse_number(full[o.table])[1]+parse_number(o.value)[1]) for o in d.itertuples()]
+    implied = []
+    for o in d.itertuples():
+        whole = _decimal(full[o.table])
+        less = _decimal(o.value)
+        implied.append(str(whole+less))
     return pd.concat([a, d.assign(text=implied, scale=100)])[['table','text','scale']]
 
 def stated_sizes(
@@ -68,19 +80,22 @@ def stated_sizes(
     "Sizes of test sets that a table states: `n`, `images`, `val_samples`, `test_images` and the like"
     size = claims.quantity.str.fullmatch(r'n|n_val|n_test|images|(val|test)_(samples|images)')
     whole = claims.value.map(is_number).astype(bool)&claims.value.str.fullmatch(r'[\d,]+')
-    s = claims[size&whole&~claims['row'].str.contains('train')].value.str.replace(',', '').map(int)
-    return {i:n for i,n in s.items() if n}
+    tested = ~claims['row'].str.contains('train')
+    numbers = claims[size&whole&tested].value.str.replace(',', '')
+    return {i:int(n) for i,n in numbers.items() if int(n)}
 
 def stated_runs(
     claims:pd.DataFrame,  # as from `read_claims`
 )->dict: # index of the row -> number of runs
     "How many runs a table says there were"
-    return {i:int(v) for i,v in claims.value[claims.quantity.eq('runs')].items() if v.isdigit()}
+    runs = claims.value[claims.quantity.eq('runs')]
+    return {i:int(v) for i,v in runs.items() if v.isdigit()}
 
 # %% ../nbs/08b_granularity.ipynb #8df3b493
 def _nearest(text, n, scale=100):
     "The k of n that comes nearest"
-    return round(float(parse_number(text)[1])/scale*n)
+    number = _decimal(text)
+    return round(float(number)/scale*n)
 
 def _reading(o, ns, runs):
     "Verdict and reason of one accuracy"
@@ -88,12 +103,17 @@ def _reading(o, ns, runs):
     if runs>2: averages.append((runs,f'{runs} runs'))
     for n in ns:
         if reachable(o.text, n, o.scale):
-            return 'consistent',f'{o.text} is {_nearest(o.text, n, o.scale):,}/{n:,}, as from {n:,} pictures'
-        for k,who in averages:
-            could_fail = o.scale==100 and chance_reachable(n*k, _n_decimals(o.text))<.2
-            if could_fail and reachable(o.text, n*k):
-                return 'consistent',f'{o.text} is {_nearest(o.text, n*k):,}/{n*k:,}, as the average of {who} over {n:,} pictures'
-    return 'inconsistent',f'no whole number of {" or ".join(f"{n:,}" for n in ns)} pictures gives {o.text}'
+            k = _nearest(o.text, n, o.scale)
+            return 'consistent',f'{o.text} is {k:,}/{n:,}, as from {n:,} pictures'
+        if o.scale!=100: continue
+        for times,who in averages:
+            total = n*times
+            could_fail = chance_reachable(total, _n_decimals(o.text))<.2
+            if could_fail and reachable(o.text, total):
+                k = _nearest(o.text, total)
+                return 'consistent',f'{o.text} is {k:,}/{total:,}, as the average of {who} over {n:,} pictures'
+    sizes = ' or '.join(f'{n:,}' for n in ns)
+    return 'inconsistent',f'no whole number of {sizes} pictures gives {o.text}'
 
 # %% ../nbs/08b_granularity.ipynb #672f6593
 def _size(shares, n, larger, runs, sure):
@@ -102,14 +122,16 @@ def _size(shares, n, larger, runs, sure):
     if not len(texts): return
     e = max(map(_n_decimals, texts))
     texts = [t for t in texts if _n_decimals(t)==e]
-    hits,m = sum(bool(reachable(t, n)) for t in texts),len(texts)
-    def odds(p): return float(binom.sf(hits-1, m, p))
-    p = odds(chance_reachable(n, e))
+    m = len(texts)
+    hits = sum(bool(reachable(t, n)) for t in texts)
+    def odds(share): return float(binom.sf(hits-1, m, share))
+    chance = chance_reachable(n, e)
+    p = odds(chance)
     if p>sure: return
     found = f'{hits} of {m} different accuracies are multiples of 1/{n:,}'
     for i,k in larger.items():
         q = odds(chance_reachable(n, e, k))
-        if k==n: yield i,'consistent',f'{found}, where {m*chance_reachable(n, e):.1f} would be by chance (p = {p:.1g})'
+        if k==n: yield i,'consistent',f'{found}, where {m*chance:.1f} would be by chance (p = {p:.1g})'
         elif q<sure: yield i,'inconsistent',f'{found}, which on {k:,} pictures would be a coincidence of p = {q:.1g}'
     for i,r in runs.items():
         if r==1: continue
@@ -124,8 +146,12 @@ def check_granularity(
     "Which stated size of a test set can give each accuracy, and which size gives them all"
     shares,runs,stated_n = picture_shares(claims),stated_runs(claims),stated_sizes(claims)
     for i,o in shares.iterrows():
-        if not 0<=parse_number(o.text)[1]<=o.scale: yield i,'inconsistent',f'{o.text} is no accuracy between 0 and {o.scale}'
+        number = _decimal(o.text)
+        if not 0<=number<=o.scale: yield i,'inconsistent',f'{o.text} is no accuracy between 0 and {o.scale}'
     ns = sorted(set(stated_n.values()))
-    for n in ns: yield from _size(shares, n, {i:k for i,k in stated_n.items() if k>=n}, runs, sure)
+    for n in ns:
+        larger = {i:k for i,k in stated_n.items() if k>=n}
+        yield from _size(shares, n, larger, runs, sure)
     if not ns: return
-    for i,o in shares.iterrows(): yield i,*_reading(o, ns, max(runs.values(), default=1))
+    most_runs = max(runs.values(), default=1)
+    for i,o in shares.iterrows(): yield i,*_reading(o, ns, most_runs)

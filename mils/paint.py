@@ -10,37 +10,73 @@ import numpy as np
 from .ceiling import chroma_colours,n_coins,n_levels
 
 # %% ../nbs/01k_paint.ipynb #381190b8
-def _cos_sin(turns): return [(np.round(f(2*np.pi*np.asarray(turns, dtype=float))*4096)/4096).astype(np.float32) for f in (np.cos,np.sin)]
+def _rounded(x):
+    "To twelve binary digits"
+    return (np.round(x*4096)/4096).astype(np.float32)
+
+def _cos_sin(turns):
+    angle = 2*np.pi*np.asarray(turns, dtype=float)
+    return _rounded(np.cos(angle)),_rounded(np.sin(angle))
 
 def _sides(u, w, k, a):
     "Distance to the nearest, and to the second nearest, of `k` lines around the centre, each `a` away from it"
-    m1 = m2 = np.float32(np.inf)
-    for c,s in (_cos_sin(i/k) for i in range(k)):
+    nearest = second = np.float32(np.inf)
+    for i in range(k):
+        c,s = _cos_sin(i/k)
         d = a-(u*c+w*s)
-        m1,m2 = np.minimum(m1,d),np.minimum(m2,np.maximum(m1,d))
-    return m1,m2
+        farther = np.maximum(nearest, d)
+        nearest = np.minimum(nearest, d)
+        second = np.minimum(second, farther)
+    return nearest,second
 
 # %% ../nbs/01k_paint.ipynb #197971c3
-def _ring(u, w, r): return .24*r-abs(np.sqrt(u*u+w*w)-.76*r)
-def _triangle(u, w, r): return _sides(u, w, 3, .5*r)[0]
-def _square(u, w, r): return _sides(u, w, 4, .707*r)[0]
-def _star(u, w, r): return _sides(u, w, 5, .33*r)[1]
+def _ring(u, w, r):
+    distance = np.sqrt(u*u+w*w)
+    return .24*r-abs(distance-.76*r)
+
+def _triangle(u, w, r):
+    nearest,_ = _sides(u, w, 3, .5*r)
+    return nearest
+
+def _square(u, w, r):
+    nearest,_ = _sides(u, w, 4, .707*r)
+    return nearest
+
+def _star(u, w, r):
+    _,second = _sides(u, w, 5, .33*r)
+    return second
+
 def _cross(u, w, r):
     u,w = abs(u),abs(w)
-    return np.minimum(.94*r-np.maximum(u,w), .32*r-np.minimum(u,w))
+    end = .94*r-np.maximum(u, w)
+    side = .32*r-np.minimum(u, w)
+    return np.minimum(end, side)
+
 chroma_shapes = dict(ring=_ring, triangle=_triangle, square=_square, cross=_cross, star=_star)
 
 # %% ../nbs/01k_paint.ipynb #1c7b96fb
-def _stripe(u, p): return abs(u-np.floor(u/(2*p))*(2*p)-p)-p/2
+def _stripe(u, p):
+    period = 2*p
+    along = u-np.floor(u/period)*period
+    return abs(along-p)-p/2
 
-def _plain(u, w, p): return np.full_like(u, -1)
-def _stripes(u, w, p): return _stripe(u, p)
+def _plain(u, w, p):
+    return np.full_like(u, -1)
+
+def _stripes(u, w, p):
+    return _stripe(u, p)
+
 def _checks(u, w, p):
-    a,b = _stripe(u,p),_stripe(w,p)
-    return np.maximum(np.minimum(a,b), np.minimum(-a,-b))
+    a,b = _stripe(u, p),_stripe(w, p)
+    both = np.minimum(a, b)
+    neither = np.minimum(-a, -b)
+    return np.maximum(both, neither)
+
 def _dots(u, w, p):
-    a,b = _stripe(u,p)+p/2,_stripe(w,p)+p/2
+    a = _stripe(u, p)+p/2
+    b = _stripe(w, p)+p/2
     return .65*p-np.sqrt(a*a+b*b)
+
 _patterns = dict(plain=_plain, stripes=_stripes, checks=_checks, dots=_dots)
 
 # %% ../nbs/01k_paint.ipynb #93480270
@@ -50,12 +86,16 @@ def scenes(
     split:int=0,  # 0 train, 1 val, 2 test
 )->tuple: # labels `(n,)`, levels `(n, 3)` in 0..31, lots `(n, 16)` float32 in [0, 1)
     "What will be painted: class and levels, and lots for everything else"
-    raw = np.random.PCG64(np.random.SeedSequence([seed,split])).random_raw(n*8).astype('<u8').view(np.uint8).reshape(n,64)
-    heads = np.unpackbits(raw[:,:32], axis=1).reshape(n,4,n_coins).sum(-1, dtype=np.int64)-n_coins//2
-    labels = np.arange(n, dtype=np.int64)%(len(chroma_shapes)*len(chroma_colours))
-    means = np.array(list(chroma_colours.values()))[labels%len(chroma_colours)]
+    bits = np.random.PCG64(np.random.SeedSequence([seed,split]))
+    raw = bits.random_raw(n*8).astype('<u8').view(np.uint8).reshape(n,64)
+    coins = np.unpackbits(raw[:,:32], axis=1).reshape(n,4,n_coins)
+    heads = coins.sum(-1, dtype=np.int64)-n_coins//2
+    n_colours = len(chroma_colours)
+    labels = np.arange(n, dtype=np.int64)%(len(chroma_shapes)*n_colours)
+    means = np.array(list(chroma_colours.values()))[labels%n_colours]
     levels = np.clip(means+heads[:,:1]+heads[:,1:], 0, n_levels-1)
-    return labels, levels, np.ascontiguousarray(raw[:,32:]).view('<u2').astype(np.float32)/2**16
+    lots = np.ascontiguousarray(raw[:,32:]).view('<u2')
+    return labels, levels, lots.astype(np.float32)/2**16
 
 # %% ../nbs/01k_paint.ipynb #5aeb39d5
 def _rotate(x, y, turns):
@@ -64,9 +104,14 @@ def _rotate(x, y, turns):
 
 def _pattern(u, w, lots):
     "How dark each pixel is, 0..1"
-    p,a,b = 3+lots[:,6,None,None], 8*lots[:,7,None,None], 8*lots[:,8,None,None]
-    d,kind = np.empty_like(u), (lots[:,5]*len(_patterns)).astype(int)
-    for k,f in enumerate(_patterns.values()): d[kind==k] = f((u+a)[kind==k], (w+b)[kind==k], p[kind==k])
+    col = lots.T[:,:,None,None]
+    width = 3+col[6]
+    u,w = u+8*col[7],w+8*col[8]
+    kind = (lots[:,5]*len(_patterns)).astype(int)
+    d = np.empty_like(u)
+    for k,f in enumerate(_patterns.values()):
+        is_k = kind==k
+        d[is_k] = f(u[is_k], w[is_k], width[is_k])
     return np.clip(d+.5, 0, 1)
 
 def paint(
@@ -79,10 +124,15 @@ def paint(
     col = lots.T[:,:,None,None]
     w,u = np.mgrid[:size,:size].astype(np.float32)-(size-1)/2
     r = 8+4*col[0]
-    x,y = u-(2*col[1]-1)*(14-r), w-(2*col[2]-1)*(14-r)
-    inside = np.clip(chroma_shapes[shape](*_rotate(x, y, lots[:,3]), r)+.5, 0, 1)
+    x = u-(2*col[1]-1)*(14-r)
+    y = w-(2*col[2]-1)*(14-r)
+    outline = chroma_shapes[shape](*_rotate(x, y, lots[:,3]), r)
+    inside = np.clip(outline+.5, 0, 1)
     dark = _pattern(*_rotate(x, y, lots[:,4]), lots)*(.125+.125*col[9])
-    top,bottom = 44*lots[:,None,None,10:13], 44*lots[:,None,None,13:16]
-    ground = top+(bottom-top)*(w[...,None]/(size-1)+.5)
-    thing = (80+5*levels.astype(np.float32))[:,None,None]*(1-dark)[...,None]
+    top = 44*lots[:,None,None,10:13]
+    bottom = 44*lots[:,None,None,13:16]
+    down = w[...,None]/(size-1)+.5                      # 0 at the top, 1 at the bottom
+    ground = top+(bottom-top)*down
+    bright = 80+5*levels.astype(np.float32)
+    thing = bright[:,None,None]*(1-dark)[...,None]
     return np.floor(ground+inside[...,None]*(thing-ground)+.5).astype(np.uint8)

@@ -16,6 +16,14 @@ from .models import create_model
 from .claims import is_number,meets,stated
 
 # %% ../nbs/08g_recounts.ipynb #73b30fe6
+def _in_row(name, m):
+    "Whether a module is a layer and on no shortcut"
+    return isinstance(m, (nn.Conv2d,nn.Linear)) and not re.search('short|downsample', name)
+
+def _is_block(m):
+    "Whether a module is a residual block, ours or torchvision's"
+    return hasattr(m, 'short') or hasattr(m, 'downsample') and hasattr(m, 'conv1')
+
 @lru_cache(None)
 def recount(
     name:str,  # a model
@@ -26,69 +34,85 @@ def recount(
     with torch.device('meta'), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net = create_model(name, n_classes, size=size, **options).eval()
         net(torch.randn(1,3,size,size))
-    row = [m for k,m in net.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear)) and not re.search('short|downsample', k)]
-    blocks = [m for m in net.modules() if hasattr(m, 'short') or hasattr(m, 'downsample') and hasattr(m, 'conv1')]
-    n = sum(p.numel() for p in net.parameters())
-    return dict(parameters=n, multiply_adds=counter.get_total_flops()//2, layers=len(row), blocks=len(blocks)+2)
+    return dict(
+        parameters=sum(p.numel() for p in net.parameters()),
+        multiply_adds=counter.get_total_flops()//2,
+        layers=sum(_in_row(k, m) for k,m in net.named_modules()),
+        blocks=sum(map(_is_block, net.modules()))+2)
 
 # %% ../nbs/08g_recounts.ipynb #4dd342cd
 _units = dict(K=1e3, M=1e6, G=1e9)
 
+def _is_written(o, n):
+    "Whether `n` rounds to the number of a row"
+    return meets(stated(o.value), iv.mpf(n/_units[o.unit]))
+
 def _recount_params(o, name, options):
     "Verdict and reason of a number of parameters"
-    n = {classes:recount(name, classes, **options)['parameters'] for classes in (100,50)}
-    for classes,v in n.items():
-        if meets(stated(o.value), iv.mpf(v/_units[o.unit])): return 'confirmed',f'{v:,} with {classes} classes'
-    return 'inconsistent',' or '.join(f'{v:,} with {classes} classes' for classes,v in n.items())+f', not {o.value} {o.unit}'
+    tried = []
+    for classes in (100,50):
+        n = recount(name, classes, **options)['parameters']
+        tried.append(f'{n:,} with {classes} classes')
+        if _is_written(o, n): return 'confirmed',tried[-1]
+    return 'inconsistent',f'{" or ".join(tried)}, not {o.value} {o.unit}'
 
 def _recount_flops(o, name, options, near=.05):
     "Verdict and reason of an amount of arithmetic"
-    n,v = recount(name, **options)['multiply_adds'],float(o.value)*_units[o.unit]
-    exact = any(meets(stated(o.value), iv.mpf(k/_units[o.unit])) for k in (n,2*n))
+    n = recount(name, **options)['multiply_adds']
+    v = float(o.value)*_units[o.unit]
     off = min(abs(v/k-1) for k in (n,2*n))
     reason = f'{n/1e9:.2f} G multiply-adds at 224 px, or {2*n/1e9:.2f} G operations'
-    if off>=near: reason += f'; {o.value} {o.unit} would be multiply-adds at about {224*(v/n)**.5:.0f} px'
-    if exact: return 'confirmed',reason
-    return 'consistent' if off<near else 'inconsistent',reason
+    if off>=near:
+        side = 224*(v/n)**.5
+        reason += f'; {o.value} {o.unit} would be multiply-adds at about {side:.0f} px'
+    if _is_written(o, n) or _is_written(o, 2*n): return 'confirmed',reason
+    if off<near: return 'consistent',reason
+    return 'inconsistent',reason
 
 def _recount_layers(o, name, options):
     "Verdict and reason of a number of layers"
-    n = recount(name, **options)
-    if int(o.value)==n['layers']: return 'confirmed',f'{n["layers"]} convolutions and linear layers in a row'
-    verdict = 'consistent' if int(o.value)==n['blocks'] else 'inconsistent'
+    n,written = recount(name, **options),int(o.value)
+    layers,blocks = n['layers'],n['blocks']
+    if written==layers: return 'confirmed',f'{layers} convolutions and linear layers in a row'
     deep = recount('resnet34')['layers']
-    return verdict,f'{n["blocks"]} blocks with stem and classifier; {n["layers"]} layers as ResNet34 counts its {deep}'
+    reason = f'{blocks} blocks with stem and classifier; {layers} layers as ResNet34 counts its {deep}'
+    if written==blocks: return 'consistent',reason
+    return 'inconsistent',reason
 
 # %% ../nbs/08g_recounts.ipynb #1a078da5
 def _reduction(text, small, large):
     "Verdict and reason of a reduction of layers in percent"
     got = {k:100*(1-small[k]/large[k]) for k in ('layers','blocks')}
     reason = ', '.join(f'{small[k]} of {large[k]} {k} is a reduction by {g:.1f} %' for k,g in got.items())
-    if any(meets(stated(text), iv.mpf(g)) for g in got.values()): return 'confirmed',reason
+    for g in got.values():
+        if meets(stated(text), iv.mpf(g)): return 'confirmed',reason
     return 'inconsistent',f'{reason}; {text} % sets blocks of one against layers of the other'
 
 def _width(width, params):
     "Verdict and reason of the Wide ResNet's width, given its parameters in millions"
     n = recount('wide_resnet', width=int(width))['parameters']
-    verdict = 'confirmed' if meets(stated(params), iv.mpf(n/1e6)) else 'inconsistent'
-    return verdict,f'a network of this width has {n:,} parameters, and {params} M are stated'
+    reason = f'a network of this width has {n:,} parameters, and {params} M are stated'
+    if meets(stated(params), iv.mpf(n/1e6)): return 'confirmed',reason
+    return 'inconsistent',reason
 
 # %% ../nbs/08g_recounts.ipynb #b341409d
 def _network(o):
     "The network of a row, and its options; none where it is not described"
     width = re.fullmatch(r'(?:full_)?width(\d+)', o['row'])
     if width and o.table=='wide_resnet_ablation': return 'wide_resnet',dict(width=int(width[1]))
-    return (o['row'],{}) if o['row'] in ('wide_resnet','resnet34') else None
+    if o['row'] in ('wide_resnet','resnet34'): return o['row'],{}
 
 def check_recounts(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
     "Parameters, multiply-adds, layers and width, from networks built as they are described"
     checks = dict(params=_recount_params, flops=_recount_flops, layers=_recount_layers)
-    for i,o in claims[claims.quantity.isin(list(checks))&claims.value.map(is_number)].iterrows():
+    counted = claims.quantity.isin(list(checks))&claims.value.map(is_number)
+    for i,o in claims[counted].iterrows():
         network = _network(o)
         if network: yield i,*checks[o.quantity](o, *network)
-    value,index = claims.set_index('claim').value,{c:i for i,c in claims.claim.items()}
+    value = claims.set_index('claim').value
+    index = {c:i for i,c in claims.claim.items()}
     width,fewer = 'recipe.wide_resnet.width','baseline.wide_resnet.layer_reduction'
     yield index[width],*_width(value[width], value['architectures.wide_resnet.params'])
     yield index[fewer],*_reduction(value[fewer], recount('wide_resnet'), recount('resnet34'))

@@ -28,32 +28,49 @@ def spread_readings(
     most:int=100_000,  # cases to try; with more the grid is finer than any rounding, and nothing is excluded
 )->list: # of names in `spreads`
     "How `runs` whole numbers of `n` pictures can have this spread (GRIMMER, Anaya, 2016, PeerJ Preprints 4:e2400)"
-    lo,hi = (max(end,0)*n/scale for end in interval_ends(stated(text)))
-    widest = math.ceil(hi*math.sqrt(2*runs*(runs-1)))
+    low,high = (max(end,0)*n/scale for end in interval_ends(stated(text)))
+    widest = math.ceil(high*math.sqrt(2*runs*(runs-1)))
     if math.comb(widest+runs-1, runs-1)>most: return list(spreads)
     k = np.array([(0,*others) for others in combinations_with_replacement(range(widest+1), runs-1)])
-    return [name for name,f in spreads.items() if ((f(k)>=lo-1e-9)&(f(k)<=hi+1e-9)).any()]
+    possible = []
+    for name,spread in spreads.items():
+        s = spread(k)
+        within = (s>=low-1e-9)&(s<=high+1e-9)
+        if within.any(): possible.append(name)
+    return possible
 
 # %% ../nbs/08c_spreads.ipynb #89e0e5df
+def _readings(text, n, runs, scale):
+    "As `spread_readings`; a single run excludes nothing"
+    if runs<2: return list(spreads)
+    return spread_readings(text, n, runs, scale)
+
+def _words(readings):
+    if len(readings)==len(spreads): return 'any reading'
+    return ', '.join(readings)
+
 def _plus_minus(o, accuracy, ns, runs):
     "Verdict and reason of the ± `o` of an accuracy"
     scale = 100 if o.unit in ('pp','%') else 1
     p = float(parse_number(accuracy)[1])/scale
     luck = {n:scale*math.sqrt(max(p*(1-p),0)/n) for n in ns}
-    possible = {n:spread_readings(o.value, n, runs, scale) if runs>1 else list(spreads) for n in ns}
+    possible = {n:_readings(o.value, n, runs, scale) for n in ns}
     if not any(possible.values()):
         numbers = ' or '.join(f'{n:,}' for n in ns)
         return 'inconsistent',f'{runs} whole numbers of {numbers} pictures have no such standard deviation, standard error or range'
-    reason = f'chance over pictures is ± {", ".join(f"{v:.2g} on {n:,}" for n,v in luck.items())} pictures'
-    if float(parse_number(o.value)[1])<min(luck.values()): reason += ', so this is at most a spread over trainings'
-    def words(readings): return ', '.join(readings) if len(readings)<len(spreads) else 'any reading'
-    return 'consistent',f'{reason} ({"; ".join(f"{n:,} pictures: {words(r)}" for n,r in possible.items() if r)})'
+    by_chance = ', '.join(f'{v:.2g} on {n:,}' for n,v in luck.items())
+    reason = f'chance over pictures is ± {by_chance} pictures'
+    written = float(parse_number(o.value)[1])
+    if written<min(luck.values()): reason += ', so this is at most a spread over trainings'
+    told = [f'{n:,} pictures: {_words(readings)}' for n,readings in possible.items() if readings]
+    return 'consistent',f'{reason} ({"; ".join(told)})'
 
 def check_spreads(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
     "Whether a ± (`..._pm`, `_sd`, `_se`, `_std`) can come from the stated runs and pictures, and how it compares with chance over pictures"
-    ns,runs = sorted(set(stated_sizes(claims).values())),max(stated_runs(claims).values(), default=1)
+    ns = sorted(set(stated_sizes(claims).values()))
+    runs = max(stated_runs(claims).values(), default=1)
     numbers = claims[claims.value.map(is_number)]
     value = numbers.drop_duplicates('claim').set_index('claim').value
     for i,o in numbers[numbers.quantity.str.fullmatch(r'.+_(pm|sd|se|std)')].iterrows():
