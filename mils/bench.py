@@ -27,11 +27,13 @@ from .usual import train_plain,usual_loader,write_files
 def _new_net(cfg, ds, device, **kwargs):
     "The network that `get_learner` makes for a plain stem"
     torch.manual_seed(cfg.seed)
-    return create_model(cfg.model, ds.n_classes, cfg.channels, **{'size':ds.size, **cfg.options}).to(device, **kwargs)
+    options = {'size':ds.size, **cfg.options}
+    return create_model(cfg.model, ds.n_classes, cfg.channels, **options).to(device, **kwargs)
 
 def _usual(cfg, ds, folder, device, resize=False, workers=None):
     "PIL, transforms for each image, `DataLoader`, float32"
-    s,net = cfg.settings,_new_net(cfg, ds, device)
+    s = cfg.settings
+    net = _new_net(cfg, ds, device)
     decay,rest = decay_groups(net)
     opt = torch.optim.AdamW([dict(params=decay), dict(params=rest, weight_decay=0.)], s['lr'], weight_decay=s['wd'])
     if workers is None: workers = os.cpu_count()
@@ -47,7 +49,8 @@ def _ours(cfg, ds, folder, device, **kwargs):
 def _bare(cfg, ds, folder, device, **kwargs):
     "Our batches and settings without the framework"
     keep_memory()
-    s,stats,net = cfg.settings,ds.stats,_new_net(cfg, ds, device, memory_format=torch.channels_last)
+    s,stats = cfg.settings,ds.stats
+    net = _new_net(cfg, ds, device, memory_format=torch.channels_last)
     decay,rest = decay_groups(net)
     opt = opts[s['opt']]([dict(params=decay), dict(params=rest, weight_decay=0.)], s['lr'], s['wd'])
     train = Batches(ds, 'train', stats, bs=s['bs'], shift=s['shift'], flip=s['flip'], train=True, seed=cfg.seed, device=device)
@@ -71,7 +74,8 @@ def _child():
     job = json.load(sys.stdin)
     ds = cached(read_manifest(job['folder']), job['size'], cache_dir=job['cache'])
     how = dict(resize=job['resize'], workers=job['workers'])
-    rows = _ways[job['way']](Config(**job['cfg']), ds, Path(job['folder']), torch.device(job['device']), **how)
+    train = _ways[job['way']]
+    rows = train(Config(**job['cfg']), ds, Path(job['folder']), torch.device(job['device']), **how)
     print('\n'+json.dumps(rows))
 
 def _in_child(**job):
@@ -85,11 +89,14 @@ def _in_child(**job):
 def _ratio(df, a, b):
     "How many times as fast `a` is as `b`: ratio of the medians, the smallest and the largest ratio of a round"
     t = df.pivot(index='round', columns='way', values='images_per_s')
-    return t[a].median()/t[b].median(), (t[a]/t[b]).min(), (t[a]/t[b]).max()
+    by_round = t[a]/t[b]
+    return t[a].median()/t[b].median(), by_round.min(), by_round.max()
 
 def _percent(v): return f'{v:.1%}'
 def _whole(v): return f'{v:,.0f}'
-def _span(o, f): return f'{f(o.median())} ({f(o.min())} to {f(o.max())})'
+def _span(o, f):
+    middle,least,most = f(o.median()),f(o.min()),f(o.max())
+    return f'{middle} ({least} to {most})'
 
 def _way_row(g):
     "The figures of one way"
@@ -157,7 +164,9 @@ def compare_speed(
         job = dict(folder=str(folder), size=ds.size, cache=f'{tmp}/cache', device=str(device), resize=resize, workers=workers)
         for r in range(rounds):
             cfg = Config(model=model, options=options or {}, overrides=overrides or {}, epochs=epochs, seed=r)
-            for way in only or _ways: rows.append(dict(round=r, way=way, **_one_training(_in_child(way=way, cfg=asdict(cfg), **job))))
+            for way in only or _ways:
+                epoch_rows = _in_child(way=way, cfg=asdict(cfg), **job)
+                rows.append(dict(round=r, way=way, **_one_training(epoch_rows)))
     df = pd.DataFrame(rows)
     df.attrs.update(once=once, title=_title(ds, model, epochs, rounds, photo_size, device, once))
     if only is None: print(speed_summary(df))

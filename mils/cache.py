@@ -49,13 +49,16 @@ def _plain_crcs(m, items, home):
 def _checksums(m, rows, home):
     "CRC-32 of the file of each row, `(len(rows),)` int64; -1 where it cannot be read"
     items = [(i,m.source.files[m.names[i]]) for i in rows]
-    plain = _plain_crcs(m, [(i,o) for i,o in items if o.zip<0], home)
+    plain_files = [(i,o) for i,o in items if o.zip<0]
+    plain = _plain_crcs(m, plain_files, home)
     return np.array([o.crc if o.zip>=0 else plain[o.name] for _,o in items], np.int64)
 
 # %% ../nbs/01i_cache.ipynb #895391b2
 _decoder = 1  # raised whenever `decode` would give other pixels
 
-def _hash(*parts): return xxhash.xxh3_128_hexdigest(b'|'.join(o if isinstance(o,bytes) else str(o).encode() for o in parts))
+def _hash(*parts):
+    as_bytes = [o if isinstance(o, bytes) else str(o).encode() for o in parts]
+    return xxhash.xxh3_128_hexdigest(b'|'.join(as_bytes))
 
 def _pixel_key(m, rows, crc, size):
     "Identity of the decoded images of these rows, 32 hexadecimal digits"
@@ -112,15 +115,20 @@ def _demand(m, bad, skip_bad):
     e = BadImages(bad_rows(m, bad), len(m))
     if not skip_bad: raise e
     left = np.delete(np.arange(len(m)), list(bad))
-    n = np.bincount(m.labels[left][m.split[left]==0], minlength=len(m.classes))
-    if (n==0).any(): raise ValueError(f'without the bad images, class {m.classes[int(n.argmin())]!r} has no training image\n{e}') from None
+    trained = m.labels[left][m.split[left]==0]
+    n = np.bincount(trained, minlength=len(m.classes))
+    if n.all(): return
+    name = m.classes[int(n.argmin())]
+    raise ValueError(f'without the bad images, class {name!r} has no training image\n{e}') from None
 
 def _image_set(m, rows, crc, size, images, skipped):
     "An `ImageSet` of rows of a manifest"
     labels,split = m.labels[rows],m.split[rows]
-    key = _hash(_pixel_key(m, rows, crc, size), labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
+    pixels = _pixel_key(m, rows, crc, size)
+    key = _hash(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
     splits = {k:np.flatnonzero(split==i) for i,k in enumerate(SPLITS)}
-    return ImageSet(images, labels, splits, m.classes, [m.names[i] for i in rows], key[:16], source=m.source.path.name, skipped=skipped)
+    names = [m.names[i] for i in rows]
+    return ImageSet(images, labels, splits, m.classes, names, key[:16], source=m.source.path.name, skipped=skipped)
 
 # %% ../nbs/01i_cache.ipynb #ff90c82a
 def cached(

@@ -14,7 +14,8 @@ from .stats import crossed
 # %% ../nbs/07b_compare.ipynb #e3c30472
 def _pair(a, b):
     "Two arrays of one shape"
-    a,b = np.atleast_2d(np.asarray(a, float)),np.atleast_2d(np.asarray(b, float))
+    a = np.atleast_2d(np.asarray(a, float))
+    b = np.atleast_2d(np.asarray(b, float))
     if a.shape!=b.shape: raise ValueError(f'shapes {a.shape} and {b.shape}: this test takes pairs, the same seeds and images for both')
     return a,b
 
@@ -25,12 +26,14 @@ def permutation(
 )->float: # two-sided p
     "Could the mean difference over seeds be chance? Exact, for exchangeable pairs; `ValueError` where too few seeds cannot reach `level`"
     a,b = _pair(a, b)
-    n,need = len(a),int(np.ceil(np.log2(2/level)))
+    n = len(a)
     least = 2/2**n
     if least>level:
+        need = int(np.ceil(np.log2(2/level)))
         raise ValueError(f'{n} pairs have {2**n} sign flips, so p is at least {least:.4g} and cannot reach {level:g}; {need} pairs could')
     def gain(x, y, axis): return (y-x).mean(axis)
-    return float(permutation_test((a.mean(1),b.mean(1)), gain, permutation_type='samples', n_resamples=np.inf).pvalue)
+    r = permutation_test((a.mean(1),b.mean(1)), gain, permutation_type='samples', n_resamples=np.inf)
+    return float(r.pvalue)
 
 # %% ../nbs/07b_compare.ipynb #aab4848f
 def mcnemar(
@@ -41,9 +44,11 @@ def mcnemar(
     if a.ndim!=1 or a.shape!=b.shape:
         raise ValueError(f'shapes {a.shape} and {b.shape}: McNemar compares one training of each on the same images')
     a,b = a.astype(bool),b.astype(bool)
-    only_a,only_b = int((a&~b).sum()),int((b&~a).sum())
+    only_a = int((a&~b).sum())
+    only_b = int((b&~a).sum())
     if only_a+only_b==0: raise ValueError('the two are right on exactly the same pictures; there is nothing to test')
-    return dict(only_a=only_a, only_b=only_b, p=float(_mcnemar([[0,only_a],[only_b,0]], exact=True).pvalue))
+    r = _mcnemar([[0,only_a],[only_b,0]], exact=True)
+    return dict(only_a=only_a, only_b=only_b, p=float(r.pvalue))
 
 # %% ../nbs/07b_compare.ipynb #9205e0c7
 def cochran(
@@ -63,9 +68,11 @@ def non_inferior(
 )->dict: # `ratio`, one-sided lower bound `low`, one-sided `p`, `holds`
     "Does b keep that share of a's accuracy, on other seeds and images? `p` is for the hypothesis that it does not"
     a,b = _pair(a, b)
-    r,c = b.mean()/a.mean(),crossed(b/b.mean()-a/a.mean())
+    r = b.mean()/a.mean()
+    c = crossed(b/b.mean()-a/a.mean())
     dof = max(c['dof'], 1)
-    p = float(student.sf(np.log(r/ratio)/max(c['se'], 1e-12), dof))
+    t = np.log(r/ratio)/max(c['se'], 1e-12)
+    p = float(student.sf(t, dof))
     low = r*np.exp(-student.ppf(1-level, dof)*c['se'])
     return dict(ratio=r, low=float(low), p=p, holds=bool(low>ratio))
 
@@ -79,8 +86,10 @@ def wins(
     a,b = (np.atleast_2d(np.asarray(x, float)) for x in (a,b))
     if a.shape[1]!=b.shape[1]: raise ValueError(f'{a.shape[1]} and {b.shape[1]} images: both must be tested on the same')
     k = a.shape[1]
-    drawn = np.random.default_rng(seed).multinomial(k, np.full(k, 1/k), size=n).astype(np.float32)     # how often each image
-    hits_a,hits_b = drawn@a.T.astype(np.float32),drawn@b.T.astype(np.float32)
+    drawn = np.random.default_rng(seed).multinomial(k, np.full(k, 1/k), size=n)      # how often each image
+    drawn = drawn.astype(np.float32)
+    hits_a = drawn@a.T.astype(np.float32)
+    hits_b = drawn@b.T.astype(np.float32)
     gap = hits_b[:,None,:]-hits_a[:,:,None]
     return float((np.sign(gap.round(3))/2+.5).mean())
 
@@ -97,4 +106,5 @@ def detectable(
     "Smallest true difference that a two-sided test finds with this power; a normal approximation, so hopeful for few seeds"
     same = min(same, disagree)
     images = (disagree-same+same/seeds)/n
-    return float((norm.ppf(1-level/2)+norm.ppf(power))*(images+2*luck**2/seeds)**.5)
+    se = (images+2*luck**2/seeds)**.5
+    return float((norm.ppf(1-level/2)+norm.ppf(power))*se)

@@ -30,18 +30,23 @@ class Gradients(Callback):
         if self.iter%self.every: return
         seen = {k:w for k,w in self.layers.items() if w.grad is not None}
         self.names = list(seen)
-        norms = lambda tensors: torch.stack(torch._foreach_norm(tensors))
-        self.rows.append(torch.stack([norms([w.grad for w in seen.values()]), norms([w.detach() for w in seen.values()])]))
+        gradients = torch._foreach_norm([w.grad for w in seen.values()])
+        weights = torch._foreach_norm([w.detach() for w in seen.values()])
+        self.rows.append(torch.stack([torch.stack(gradients), torch.stack(weights)]))
     def means(self)->list: # `[layer, norm of its gradient, norm of its weight]` of each layer
         "Of the epoch that just ended"
-        return [[k,g,w] for k,g,w in zip(self.names, *torch.stack(self.rows).mean(0).tolist())]
+        gradients,weights = torch.stack(self.rows).mean(0).tolist()
+        return [list(o) for o in zip(self.names, gradients, weights)]
 
 # %% ../nbs/05i_dynamics.ipynb #a7ad3803
 _activations = {F.relu, torch.relu, torch.relu_, F.silu, F.gelu, torch.Tensor.relu, torch.Tensor.relu_}
 
 class _Listen(TorchFunctionMode):
     "Smallest and largest output of each channel of each activation, over all calls and positions"
-    def __init__(self): super().__init__(); self.low,self.high,self.turn,self.axis = [],[],0,1
+    def __init__(self):
+        super().__init__()
+        self.low,self.high = [],[]
+        self.turn,self.axis = 0,1
     def restart(self): self.turn = 0
     def __torch_function__(self, func, types, args=(), kwargs=None):
         y = func(*args, **(kwargs or {}))
@@ -49,11 +54,17 @@ class _Listen(TorchFunctionMode):
         if func in _activations:
             axis = self.axis if y.ndim==4 else -1                    # channels are last after a linear layer, else second
             flat = y.detach().movedim(axis, 0).flatten(1)            # (channels, everything else)
-            lo,hi = flat.amin(1),flat.amax(1)
-            if self.turn==len(self.low): self.low.append(lo); self.high.append(hi)
-            else: self.low[self.turn],self.high[self.turn] = torch.minimum(self.low[self.turn], lo),torch.maximum(self.high[self.turn], hi)
-            self.turn += 1
+            self.hear(flat.amin(1), flat.amax(1))
         return y
+    def hear(self, low, high):
+        i = self.turn
+        if i==len(self.low):
+            self.low.append(low)
+            self.high.append(high)
+        else:
+            self.low[i] = torch.minimum(self.low[i], low)
+            self.high[i] = torch.maximum(self.high[i], high)
+        self.turn += 1
 
 @torch.no_grad()
 def dead_units(
@@ -64,6 +75,8 @@ def dead_units(
     "Units whose output is the same for all pictures and positions"
     net.eval()
     with _Listen() as heard:
-        for x,_ in batches: heard.restart(); net(x)
+        for x,_ in batches:
+            heard.restart()
+            net(x)
     rows = [dict(units=len(h), dead=int((h-l<least).sum())) for l,h in zip(heard.low, heard.high)]
     return pd.DataFrame(rows, columns=['units','dead']).rename_axis('activation').reset_index()

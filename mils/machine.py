@@ -31,27 +31,38 @@ class _ConvByMatrix(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type='cpu', cast_inputs=torch.bfloat16)
     def forward(ctx, x, w, bias, stride, padding):
-        ctx.save_for_backward(x, w); ctx.step = stride,padding
+        ctx.save_for_backward(x, w)
+        ctx.step = stride,padding
         return F.conv2d(x, w, bias, stride, padding)
     @staticmethod
     @torch.amp.custom_bwd(device_type='cpu')
     def backward(ctx, dy):
-        (x,w),((sy,sx),(py,px)) = ctx.saved_tensors,ctx.step
-        (nf,ni,ky,kx),(h,wd) = w.shape,dy.shape[2:]
+        x,w = ctx.saved_tensors
+        stride,padding = ctx.step
         need_x,_,need_bias,*_ = ctx.needs_input_grad
         dx,dbias = None,None
-        if need_x: dx = torch.ops.aten.convolution_backward(dy, x, w, None, *ctx.step, (1,1), False, (0,0), 1, (True,False,False))[0]
+        if need_x:
+            dx,*_ = torch.ops.aten.convolution_backward(
+                dy, x, w, None, stride, padding, (1,1), False, (0,0), 1, (True,False,False))
         if need_bias: dbias = dy.sum((0,2,3))
+        (nf,ni,ky,kx),(h,wd) = w.shape,dy.shape[2:]
+        (sy,sx),(py,px) = stride,padding
         xp = F.pad(x.permute(0,2,3,1), (0,0,px,px,py,py))
-        taps = [xp[:,i:i+sy*(h-1)+1:sy,j:j+sx*(wd-1)+1:sx] for i in range(ky) for j in range(kx)]
-        cols = torch.stack(taps, 3)                                                       # (batch, h, w, taps, ni)
-        dw = (dy.permute(0,2,3,1).reshape(-1, nf).T@cols.view(-1, ky*kx*ni)).view(nf,ky,kx,ni).permute(0,3,1,2)
-        return dx,dw,dbias,None,None
+        taps = []
+        for i in range(ky):
+            rows = slice(i, i+sy*(h-1)+1, sy)
+            for j in range(kx): taps.append(xp[:,rows,j:j+sx*(wd-1)+1:sx])
+        cols = torch.stack(taps, 3)                           # (batch, h, w, taps, ni)
+        outputs = dy.permute(0,2,3,1).reshape(-1, nf)
+        dw = outputs.T@cols.view(-1, ky*kx*ni)
+        return dx,dw.view(nf,ky,kx,ni).permute(0,3,1,2),dbias,None,None
 
 # %% ../nbs/05a_machine.ipynb #9ba8d0f9
 class SmallMaps(TorchFunctionMode):
     "Within it, convolutions to at most `most` positions are computed so that the gradient of their kernel is one matrix product"
-    def __init__(self, most:int=16): super().__init__(); self.most = most
+    def __init__(self, most:int=16):
+        super().__init__()
+        self.most = most
     def fits(self, x, w, bias=None, stride=(1,1), padding=(0,0), dilation=(1,1), groups=1):
         if groups!=1 or tuple(dilation)!=(1,1) or not isinstance(padding, tuple): return False
         sides = [(n+2*p-k)//s+1 for n,p,k,s in zip(x.shape[2:], padding, w.shape[2:], stride)]

@@ -28,19 +28,23 @@ def _value(measure, channels, runs, predictions):
     "Value and ends of its interval; the unit"
     top = lookup(_tops, measure, 'measure')
     def each(channels): return [hit_table(predictions, r, channels, top) for r in runs]
+    def mean(channels): return np.mean(each(channels), 0)
     if measure=='delta':
         first,second = each(channels)
         r,keys,unit = paired(second, first),('diff','low','high'),'pp'
     elif measure=='retention':
-        r,keys,unit = paired(np.mean(each(['RGB']), 0), np.mean(each(channels), 0)),('ratio','ratio_low','ratio_high'),'%'
-    else: r,keys,unit = crossed(np.mean(each(channels), 0)),('mean','low','high'),'%'
+        r,keys,unit = paired(mean(['RGB']), mean(channels)),('ratio','ratio_low','ratio_high'),'%'
+    else:
+        r,keys,unit = crossed(mean(channels)),('mean','low','high'),'%'
     return [r[k] for k in keys],unit
 
 def _conditions(measure, runs, table):
     "Which networks, classes, pixels, epochs, seeds and pictures"
-    names,n,first = [table.network[r[0]] for r in runs],len(runs[0]),table.loc[runs[0][0]]
+    names = [table.network[r[0]] for r in runs]
+    n,first = len(runs[0]),table.loc[runs[0][0]]
     if measure=='delta': who = ' less '.join(names)
-    else: who = names[0] if len(names)==1 else f'{len(names)} networks'
+    elif len(names)==1: who = names[0]
+    else: who = f'{len(names)} networks'
     seeds = f'{n} seed' if n==1 else f'{n} seeds'
     return f'{who}, {first.classes} classes at {first["size"]} px, {first.epochs} epochs, {seeds}, {first.n_test:,} pictures'
 
@@ -49,7 +53,8 @@ def our_figures(
     folder=None,  # holds `measured.csv`; default: `reported` among the results
 )->pd.DataFrame: # `claim`, `value`, `low`, `high` as shares, `unit` in which they are written, and `about`, the conditions
     "Our figures beside reported ones, wherever the runs are recorded: mean over seeds, 95 % interval over pictures and seeds"
-    plan = pd.read_csv(Path(folder or results_dir()/'reported')/'measured.csv', dtype=str, keep_default_na=False)
+    if folder is None: folder = results_dir()/'reported'
+    plan = pd.read_csv(Path(folder)/'measured.csv', dtype=str, keep_default_na=False)
     recorded = {k:read_results(k) for k in plan.results.unique() if (results_dir()/k/'runs.csv').exists()}
     rows = []
     for o in plan[plan.results.isin(list(recorded))].itertuples():

@@ -24,11 +24,13 @@ def orthogonal(
     steps:int=5,
 )->torch.Tensor: # the same shape
     "Roughly the nearest matrix whose singular values are all one, by a Newton-Schulz iteration (Jordan et al., Muon, 2024)"
-    x = (m.T if (tall := m.shape[0]>m.shape[1]) else m)/(m.norm()+1e-7)
+    is_tall = m.shape[0]>m.shape[1]
+    x = m.T if is_tall else m
+    x = x/(m.norm()+1e-7)
     for _ in range(steps):
         a = x@x.T
         x = 3.4445*x+(2.0315*a@a-4.7750*a)@x
-    return x.T if tall else x
+    return x.T if is_tall else x
 
 # %% ../nbs/05_optim.ipynb #67d67760
 class Muon(torch.optim.Optimizer):
@@ -41,17 +43,24 @@ class Muon(torch.optim.Optimizer):
             for p in g['params']:
                 if p.grad is None: continue
                 p.mul_(1-g['lr']*g['weight_decay'])
-                p.add_(self.kernel_update(p, g) if p.ndim==4 else self.adam_update(p, g), alpha=-g['lr'])
+                update = self.kernel_update if p.ndim==4 else self.adam_update
+                p.add_(update(p, g), alpha=-g['lr'])
     def kernel_update(self, p, g):
-        m = self.state[p].setdefault('momentum', torch.zeros_like(p)).lerp_(p.grad, 1-g['momentum'])
-        u = orthogonal(p.grad.lerp(m, g['momentum']).flatten(1))
+        m = self.state[p].setdefault('momentum', torch.zeros_like(p))
+        m.lerp_(p.grad, 1-g['momentum'])
+        nesterov = p.grad.lerp(m, g['momentum'])
+        u = orthogonal(nesterov.flatten(1))
         return (.2*max(u.shape)**.5*u).view(p.shape)                   # as large as an update of AdamW
     def adam_update(self, p, g):
-        (b1,b2),s = g['betas'],self.state[p]
+        b1,b2 = g['betas']
+        s = self.state[p]
         if not s: s.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         s['step'] += 1
-        m,v = s['exp_avg'].lerp_(p.grad, 1-b1),s['exp_avg_sq'].lerp_(p.grad.square(), 1-b2)
-        return (m/(1-b1**s['step']))/((v/(1-b2**s['step'])).sqrt()+g['eps'])
+        m = s['exp_avg'].lerp_(p.grad, 1-b1)
+        v = s['exp_avg_sq'].lerp_(p.grad.square(), 1-b2)
+        m = m/(1-b1**s['step'])
+        v = v/(1-b2**s['step'])
+        return m/(v.sqrt()+g['eps'])
 
 # %% ../nbs/05_optim.ipynb #e5c93c59
 opts = {
@@ -72,10 +81,13 @@ def layer_groups(
     net:nn.Module,
 )->list: # four lists of parameters
     "Body and head (the last layer that has weights), each as `decay_groups`"
-    head = [m for m in net.modules() if any(True for _ in m.parameters(recurse=False))][-1]
-    inside = {id(p) for p in head.parameters()}
-    body,last = ([[p for p in group if (id(p) in inside)==at_end] for group in decay_groups(net)] for at_end in (False,True))
-    return body+last
+    with_weights = [m for m in net.modules() if list(m.parameters(recurse=False))]
+    inside = {id(p) for p in with_weights[-1].parameters()}
+    body,head = [],[]
+    for group in decay_groups(net):
+        body.append([p for p in group if id(p) not in inside])
+        head.append([p for p in group if id(p) in inside])
+    return body+head
 
 class PairedGroups(OptimWrapper):
     "A fastai optimiser over `layer_groups`"
@@ -85,7 +97,9 @@ class PairedGroups(OptimWrapper):
         return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
     def set_hyper(self, k, v):
         pairs = len(self.param_lists)//2
-        if isinstance(v, slice): v = even_mults(v.start, v.stop, pairs) if v.start else [v.stop/10]*(pairs-1)+[v.stop]
+        if isinstance(v, slice):
+            if v.start: v = even_mults(v.start, v.stop, pairs)
+            else: v = [v.stop/10]*(pairs-1)+[v.stop]
         several = hasattr(v, '__len__')
         if k=='wd' and not several: v = [v,0.]*pairs                  # norms and biases do not decay
         elif several and len(v)==pairs: v = [o for o in v for _ in range(2)]

@@ -19,14 +19,19 @@ def paired(
     "How much better is b than a, on other seeds and images of the same kind? `ValueError` where they are not paired"
     a,b = np.asarray(a, float),np.asarray(b, float)
     if a.shape!=b.shape: raise ValueError(f'shapes {a.shape} and {b.shape}: a paired comparison needs the same seeds and images')
-    def interval(x): return crossed(x, level) if share is None else cross_validated(x, share, level)
+    def interval(x):
+        if share is None: return crossed(x, level)
+        return cross_validated(x, share, level)
     ma,mb = a.mean(),b.mean()
-    d,r = interval(b-a),interval(b/mb-a/ma)
+    d = interval(b-a)
+    r = interval(b/mb-a/ma)
+    t = abs(d['mean'])/max(d['se'], 1e-12)
+    better = b.mean(1)>a.mean(1)
     return dict(
         a=ma, b=mb, diff=mb-ma, low=d['low'], high=d['high'],
         ratio=mb/ma, ratio_low=mb/ma*np.exp(r['low']), ratio_high=mb/ma*np.exp(r['high']),
-        p=2*student.sf(abs(d['mean'])/max(d['se'], 1e-12), max(d['dof'], 1)),
-        better=int((b.mean(1)>a.mean(1)).sum()), seeds=len(a))
+        p=2*student.sf(t, max(d['dof'], 1)),
+        better=int(better.sum()), seeds=len(a))
 
 # %% ../nbs/07a_pairs.ipynb #c528cc76
 def show_diff(

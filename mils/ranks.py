@@ -33,15 +33,21 @@ def holm(
 
 def _mean_ranks(scores:pd.DataFrame)->pd.Series:
     "Mean rank of each network over seeds, the best first; rank 1 is best"
-    return pd.Series(rankdata(-scores.to_numpy(), axis=1).mean(0), scores.columns).sort_values()
+    ranks = rankdata(-scores.to_numpy(), axis=1)
+    return pd.Series(ranks.mean(0), scores.columns).sort_values()
+
+def _rank_error(k, n):
+    "Standard error of the difference of two mean ranks among `k` networks over `n` seeds"
+    return (k*(k+1)/(6*n))**.5
 
 def rank_pairs(
     scores:pd.DataFrame,  # accuracy, a row a seed, a column a network
 )->pd.DataFrame: # `a`, `b`, `difference` of mean ranks, `p` and `holm`, which is adjusted for all pairs
     "Which networks rank differently? Normal approximation of Friedman's ranks, Holm-adjusted"
     ranks,(n,k) = _mean_ranks(scores),scores.shape
-    t = pd.DataFrame([dict(a=a, b=b, difference=ranks[b]-ranks[a]) for a,b in itertools.combinations(ranks.index, 2)])
-    t['p'] = 2*norm.sf(t.difference.abs()/(k*(k+1)/(6*n))**.5)
+    pairs = itertools.combinations(ranks.index, 2)
+    t = pd.DataFrame([dict(a=a, b=b, difference=ranks[b]-ranks[a]) for a,b in pairs])
+    t['p'] = 2*norm.sf(t.difference.abs()/_rank_error(k, n))
     return t.assign(holm=holm(t.p))
 
 # %% ../nbs/07c_ranks.ipynb #67c4694e
@@ -51,7 +57,7 @@ def _critical_difference(
     level:float=0.05,
 )->float:
     "By how much two mean ranks differ at least if they can be told apart (Nemenyi, 1963)"
-    return float(studentized_range.ppf(1-level, k, np.inf)/2**.5*(k*(k+1)/(6*n))**.5)
+    return float(studentized_range.ppf(1-level, k, np.inf)/2**.5*_rank_error(k, n))
 
 # %% ../nbs/07c_ranks.ipynb #b053e0c6
 def _draw_names(ax, ranks):

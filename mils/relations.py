@@ -23,8 +23,8 @@ def check_repeats(
         if g.table.nunique()==1 and not g.claim.duplicated().any(): continue
         for i,o in g.iterrows():
             others = list(g.drop(i).itertuples())
-            odd = [x for x in others if not meets(allowed_by(o), allowed_by(x))]
-            if odd: yield i,'inconsistent',f'{o.value} {o.unit} here, {odd[0].value} {odd[0].unit} in {odd[0].table}'
+            odd = next((x for x in others if not meets(allowed_by(o), allowed_by(x))), None)
+            if odd: yield i,'inconsistent',f'{o.value} {o.unit} here, {odd.value} {odd.unit} in {odd.table}'
             else: yield i,'consistent',f'the same in {others[0].table}'
 
 # %% ../nbs/08d_relations.ipynb #f6891e9e
@@ -41,34 +41,48 @@ def _fits(rule, x, y, z):
     "Whether a rule leads from `x` and `y` to `z`, all `(2, ...)` arrays of interval ends; rules are monotone in each"
     with np.errstate(all='ignore'):
         corners = np.stack([rule(a,b) for a in x for b in y])
-        lo,hi = corners.min(0),corners.max(0)
-        return (lo<=z[1]+1e-9*abs(z[1]))&(z[0]<=hi+1e-9*abs(hi))
+        low,high = corners.min(0),corners.max(0)
+        not_above = low<=z[1]+1e-9*abs(z[1])
+        not_below = z[0]<=high+1e-9*abs(high)
+        return not_above&not_below
 
 # %% ../nbs/08d_relations.ipynb #efc41e07
 def _interval_array(t, known):
     "`(2, rows, quantities)` interval ends of one table, and its rows and quantities"
-    rows,quants = list(dict.fromkeys(t['row'])),list(dict.fromkeys(t.quantity))
+    rows = list(dict.fromkeys(t['row']))
+    quants = list(dict.fromkeys(t.quantity))
     v = np.full((2,len(rows),len(quants)), np.nan)
-    for o in t.drop_duplicates('claim').itertuples(): v[:,rows.index(o.row),quants.index(o.quantity)] = interval_ends(known[o.claim])
+    for o in t.drop_duplicates('claim').itertuples():
+        i,j = rows.index(o.row),quants.index(o.quantity)
+        v[:,i,j] = interval_ends(known[o.claim])
     return v,rows,quants
 
 def _pairs_for(v, c):
     "What quantity `c` may follow from: `(row, quantity)` of x and y, where no row stands for the same one, and which rows count"
     _,n_rows,n_quants = v.shape
-    for j in (k for k in range(n_quants) if k!=c):
-        for k in (k for k in range(n_quants) if k not in (c,j)): yield (None,j),(None,k),True
+    for j in range(n_quants):
+        if j==c: continue
+        for k in range(n_quants):
+            if k not in (c,j): yield (None,j),(None,k),True
         for i in range(n_rows): yield (None,j),(i,j),np.arange(n_rows)!=i
+
+def _column(v, row, quantity):
+    "A quantity of every row, or of one row over and over"
+    if row is None: return v[:,:,quantity]
+    return np.broadcast_to(v[:,row,quantity,None], v.shape[:2])
 
 def _best_rule(v, c):
     "The rule that most numbers of quantity `c` follow: which do, which could, its text, and `(row, quantity)` of x and y"
-    best,z = None,v[:,:,c]
+    best,most = None,0
+    z = v[:,:,c]
+    every_rule = [o for rules in _rules.values() for o in rules.items()]
     for at_x,at_y,rows in _pairs_for(v, c):
-        x = v[:,:,at_x[1]]
-        y = v[:,:,at_y[1]] if at_y[0] is None else np.broadcast_to(v[:,at_y[0],at_y[1],None], x.shape)
+        x,y = _column(v, *at_x),_column(v, *at_y)
         has = ~np.isnan(x[0]+y[0]+z[0])&rows
-        for text,rule in (o for rules in _rules.values() for o in rules.items()):
+        for text,rule in every_rule:
             hits = has&_fits(rule, x, y, z)
-            if hits.any() and (best is None or hits.sum()>best[0].sum()): best = hits,has,text,dict(x=at_x, y=at_y)
+            if hits.sum()<=most: continue
+            best,most = (hits,has,text,dict(x=at_x, y=at_y)),hits.sum()
     return best
 
 # %% ../nbs/08d_relations.ipynb #4dde03f2
@@ -78,9 +92,14 @@ def _by_rule(t, rows, quants, c, best):
     index = {(o.row,o.quantity):o.Index for o in t.itertuples()}
     count = f'{hits.sum()} of {has.sum()} rows'
     for r in np.flatnonzero(has):
-        how = text.format(**{k:f'{quants[j]} of {rows[r if i is None else i]}' for k,(i,j) in where.items()})
-        if hits[r]: yield index[rows[r],quants[c]],'confirmed',f'{how}, as in {count}'
-        else: yield index[rows[r],quants[c]],'inconsistent',f'{count} are {how}, and this is not'
+        parts = {}
+        for name,(i,j) in where.items():
+            row = rows[r] if i is None else rows[i]
+            parts[name] = f'{quants[j]} of {row}'
+        how = text.format(**parts)
+        at = index[rows[r],quants[c]]
+        if hits[r]: yield at,'confirmed',f'{how}, as in {count}'
+        else: yield at,'inconsistent',f'{count} are {how}, and this is not'
 
 def _means(t, known):
     "Rows called mean or average, against the others of their table and quantity"
@@ -88,16 +107,18 @@ def _means(t, known):
     if not mean.any() or (~mean).sum()<2: return
     others = [known[c] for c in t.claim[~mean]]
     got = sum(others)/len(others)
+    found = f'the mean of the others is {show_interval(got)}'
     for i,o in t[mean].iterrows():
-        if meets(got, allowed_by(o)): yield i,'confirmed',f'the mean of the others is {show_interval(got)}'
-        else: yield i,'inconsistent',f'the mean of the others is {show_interval(got)}, not {o.value}'
+        if meets(got, allowed_by(o)): yield i,'confirmed',found
+        else: yield i,'inconsistent',f'{found}, not {o.value}'
 
 # %% ../nbs/08d_relations.ipynb #8f5869d0
 _compares = '_(?:reduction|saved|saving|overhead|gain|increase|decrease|improvement|speedup|drop|ratio)(?:_|$)'
 
 def _rules_for(unit):
     if unit=='%': return _rules['%']
-    return _rules['×'] if unit in ('','x','×') else _rules['pp']
+    if unit in ('','x','×'): return _rules['×']
+    return _rules['pp']
 
 def _by_name(o, numbers, known):
     "A number such as `params_reduction` of a row, against `params` of that row and of another one, in any table"
@@ -105,10 +126,12 @@ def _by_name(o, numbers, known):
     here = of['row']==o.row
     for x,y in product(of[here].itertuples(), of[~here].itertuples()):
         if (x.quantity,x.unit)!=(y.quantity,y.unit): continue
-        ends = [np.array(interval_ends(v)) for v in (known[x.claim],known[y.claim],allowed_by(o))]
+        intervals = known[x.claim],known[y.claim],allowed_by(o)
+        ends = [np.array(interval_ends(v)) for v in intervals]
         for text,rule in _rules_for(o.unit).items():
-            if _fits(rule, *ends):
-                return o.Index,'confirmed',text.format(x=f'{x.quantity} of {x.row}', y=f'{y.quantity} of {y.row}')
+            if not _fits(rule, *ends): continue
+            how = text.format(x=f'{x.quantity} of {x.row}', y=f'{y.quantity} of {y.row}')
+            return o.Index,'confirmed',how
 
 # %% ../nbs/08d_relations.ipynb #f8d3f1ba
 def check_relations(
@@ -117,7 +140,8 @@ def check_relations(
     share:float=.6,  # and this share of them
 ): # yields index, verdict, reason
     "Rules by which a quantity of a table follows from others; then single numbers by their names, and rows called mean or average"
-    known,numbers = known_numbers(claims),claims[claims.value.map(is_number)]
+    known = known_numbers(claims)
+    numbers = claims[claims.value.map(is_number)]
     for o in numbers[numbers.quantity.str.contains(_compares)].itertuples():
         found = _by_name(o, numbers, known)
         if found: yield found
@@ -125,7 +149,9 @@ def check_relations(
         v,rows,quants = _interval_array(t, known)
         for c,q in enumerate(quants):
             best = _best_rule(v, c)
-            if best and best[0].sum()>=max(least, share*best[1].sum()): yield from _by_rule(t, rows, quants, c, best)
+            if best:
+                hits,has,*_ = best
+                if hits.sum()>=max(least, share*has.sum()): yield from _by_rule(t, rows, quants, c, best)
             yield from _means(t[t.quantity==q], known)
 
 # %% ../nbs/08d_relations.ipynb #e3dea50c
@@ -134,7 +160,9 @@ def run_checks(
     checks,  # (section, function of claims) pairs
 )->pd.DataFrame: # `index`, `verdict`, `reason`, `section`
     "What all checks find"
-    rows = [(i,v,r,section) for section,check in checks for i,v,r in check(claims)]
+    rows = []
+    for section,check in checks:
+        rows += [(i,verdict,reason,section) for i,verdict,reason in check(claims)]
     return pd.DataFrame(rows, columns=['index','verdict','reason','section'])
 
 def settle(
@@ -145,7 +173,8 @@ def settle(
 )->pd.DataFrame: # `claims` with `verdict`, `reason` and `section`
     "One verdict a claim: the strongest, and among equals the first"
     strength = found.verdict.map(list(verdicts).index)
-    best = found.loc[strength.sort_values(kind='stable').index].drop_duplicates('index').set_index('index')
+    by_strength = found.loc[strength.sort_values(kind='stable').index]
+    best = by_strength.drop_duplicates('index').set_index('index')
     t = claims.join(best)
     silent = t.verdict.isna()
     t.loc[silent,'reason'] = t.claim[silent].map(why)

@@ -30,7 +30,8 @@ def hit_table(
     runs = list(runs)
     p = predictions[predictions.run.isin(runs)]
     if channels is not None: p = p[p.channels.isin(list(channels))]
-    t = (p['rank']<top).astype(float).groupby([p.run,p.image], observed=True).mean().unstack()
+    hits = (p['rank']<top).astype(float)
+    t = hits.groupby([p.run,p.image], observed=True).mean().unstack()
     for r in runs:
         if r not in t.index: raise ValueError(f'no predictions of {r}')
     if channels is not None: _check_sets(p, runs, channels)
@@ -57,7 +58,8 @@ def crossed(
     d = np.asarray(d, float)
     s,n = d.shape
     if n<2: raise ValueError('one number a seed says nothing of images; for folds there is `cross_validated`')
-    m,rows,cols = d.mean(),d.mean(1),d.mean(0)
+    m = d.mean()
+    rows,cols = d.mean(1),d.mean(0)
     of_cols = s*((cols-m)**2).sum()/(n-1)
     if s==1: return _interval(m, of_cols/n, n-1, level)
     of_rows = n*((rows-m)**2).sum()/(s-1)
@@ -77,4 +79,5 @@ def cross_validated(
     d = np.asarray(d, float)
     k,folds = len(d),d.mean(1)
     if k<2: raise ValueError(f'{k} fold: two or more tell how much they differ')
-    return _interval(folds.mean(), (1/k+share)*folds.var(ddof=1), k-1, level)
+    var = (1/k+share)*folds.var(ddof=1)
+    return _interval(folds.mean(), var, k-1, level)

@@ -62,20 +62,25 @@ def _course(value):
     for c in value.index[value.index.str.startswith('dataset.public_course_split.')]:
         mine = c.replace('public_course_split','all')
         if mine not in value: continue
-        if meets(stated(value[mine]), stated(value[c])): yield from ((k,'consistent','study and course say the same') for k in (mine,c))
+        if meets(stated(value[mine]), stated(value[c])):
+            for k in (mine,c): yield k,'consistent','study and course say the same'
         else: yield mine,'inconsistent',f"the course's public split, with as many training pictures, has {value[c]}"
 
 # %% ../nbs/08e_study.ipynb #2ee389cc
 def _efficiency(value, known):
     "Which architecture has the most accuracy for a parameter?"
-    accuracies = names_like(known, 'architectures.*.accuracy')
-    per_parameter = {k.split('.')[1]:evaluate(f'{k}/{k.replace("accuracy","params")}', known) for k in accuracies}
+    per_parameter = {}
+    for accuracy in names_like(known, 'architectures.*.accuracy'):
+        _,name,_ = accuracy.split('.')
+        params = accuracy.replace('accuracy', 'params')
+        per_parameter[name] = evaluate(f'{accuracy}/{params}', known)
     order = sorted(per_parameter, key=lambda k: -interval_ends(per_parameter[k])[0])
     claim,first = 'records.wide_resnet.best_param_efficiency',per_parameter[order[0]]
     verdict = 'confirmed' if meets(first, stated(value[claim])) else 'inconsistent'
+    place = order.index('wide_resnet')+1
+    deep = value['baseline.resnet34.accuracy_per_mparam']
     yield claim,verdict,(f'of the {len(order)} architectures {order[0]} has the most, {show_interval(first)}, '
-        f'and wide_resnet is number {order.index("wide_resnet")+1}; '
-        f'it is better than ResNet34 alone ({value["baseline.resnet34.accuracy_per_mparam"]})')
+                         f'and wide_resnet is number {place}; it is better than ResNet34 alone ({deep})')
 
 # %% ../nbs/08e_study.ipynb #638b0eba
 def _grid(value):

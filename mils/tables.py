@@ -28,7 +28,8 @@ def tables_dir(
     runs='runs',  # where runs live
 )->Path:
     "Where the tables of a protocol are written"
-    return (results_dir() if record else Path(runs)/'results')/protocol
+    if record: return results_dir()/protocol
+    return Path(runs)/'results'/protocol
 
 # %% ../nbs/06e_tables.ipynb #5aaa0893
 def _read_json(path): return json.loads(path.read_text())
@@ -36,7 +37,9 @@ def _read_json(path): return json.loads(path.read_text())
 def _latest(folders):
     "Without runs that were made again with other versions"
     about = {f:_read_json(f/'config.json') for f in folders}
-    def age(f): return about[f]['versions']==declared(Config(**about[f]['config'])),(f/'DONE').stat().st_mtime
+    def age(f):
+        of_today = about[f]['versions']==declared(Config(**about[f]['config']))
+        return of_today,(f/'DONE').stat().st_mtime
     by_settings = {digest([about[f]['config'],about[f]['data']]):f for f in sorted(about, key=age)}
     return sorted(by_settings.values())
 
