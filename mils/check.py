@@ -122,7 +122,8 @@ def _look(m, rows, side=64):
         hashes[i] = xxhash.xxh3_128_digest(b)
         sizes[im.info['original']] += 1
         modes[im.info['stored']] += 1
-    return _Seen(sizes, modes, bad, hashes, channel_sums(np.stack(pictures)) if pictures else None)
+    sums = channel_sums(np.stack(pictures)) if pictures else None
+    return _Seen(sizes, modes, bad, hashes, sums)
 
 # %% ../nbs/01f_check.ipynb #afc3d672
 def check(
@@ -141,9 +142,11 @@ def check(
     for o in seen:
         bad |= o.bad
         for i,h in o.hashes.items(): copies[h].append(i)
+    sizes = sum((o.sizes for o in seen), Counter())
+    modes = sum((o.modes for o in seen), Counter())
     sums = [o.sums for o in seen if o.sums]
-    return Report(m, bad_rows(m, bad), sum((o.sizes for o in seen), Counter()), sum((o.modes for o in seen), Counter()),
-                  ChannelStats.from_sums(sums) if sums else None, [c for c in copies.values() if len(c)>1])
+    stats = ChannelStats.from_sums(sums) if sums else None
+    return Report(m, bad_rows(m, bad), sizes, modes, stats, [c for c in copies.values() if len(c)>1])
 
 # %% ../nbs/01f_check.ipynb #1fe581fe
 def _table(m):

@@ -27,15 +27,17 @@ def _image_tree(src):
 
 def _class_dir(name):
     "The folder of an image, as a class"
-    folder = name.rpartition('/')[0]
-    return '' if folder=='images' else folder.removesuffix('/images')
+    folder,_,_ = name.rpartition('/')
+    if folder=='images': return ''
+    return folder.removesuffix('/images')
 
 # %% ../nbs/01b_folders.ipynb #faebe390
 def _annotated(src):
     "Tiny ImageNet's labels of its validation images, by name"
     if 'val/val_annotations.txt' not in src: return {}
-    cells = [l.split('\t') for _,l in text_lines(src.text('val/val_annotations.txt'))]
-    return {f'val/images/{c[0]}':c[1] for c in cells if len(c)>1}
+    lines = [l for _,l in text_lines(src.text('val/val_annotations.txt'))]
+    cells = [l.split('\t') for l in lines if '\t' in l]
+    return {f'val/images/{name}':label for name,label,*_ in cells}
 
 def _dictionary(src):
     "What `words.txt` calls the classes"
@@ -78,9 +80,13 @@ def stratified(
     seed:int=0,
 )->np.ndarray: # `(n,)` bool; each class keeps one image or more outside
     "A stratified random choice of images"
-    labels,drawn = np.asarray(labels),np.zeros(len(labels), bool)
-    rank = np.array([xxhash.xxh3_64_intdigest(str(o).encode(errors='surrogateescape'), seed=seed) for o in names], np.uint64)
-    order = np.lexsort((rank,labels))
-    for rows in np.split(order, np.flatnonzero(np.diff(labels[order]))+1):
-        drawn[rows[:min(round(share*len(rows)), len(rows)-1)]] = True
+    labels = np.asarray(labels)
+    drawn = np.zeros(len(labels), bool)
+    def lot(name): return xxhash.xxh3_64_intdigest(str(name).encode(errors='surrogateescape'), seed=seed)
+    lots = np.array([lot(o) for o in names], np.uint64)
+    order = np.lexsort((lots,labels))
+    starts = np.flatnonzero(np.diff(labels[order]))+1
+    for rows in np.split(order, starts):
+        n = min(round(share*len(rows)), len(rows)-1)
+        drawn[rows[:n]] = True
     return drawn

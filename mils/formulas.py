@@ -18,12 +18,29 @@ _part = re.compile(r'[a-z]\w*\.[\w*]+\.\w+')
 
 def _flat(args):
     "Intervals of a list that holds intervals and arrays of them"
-    return [x for a in args for x in (a if isinstance(a, np.ndarray) else [a])]
+    flat = []
+    for a in args: flat += list(a) if isinstance(a, np.ndarray) else [a]
+    return flat
 
-def _most(*args): return iv.mpf([max(interval_ends(x)[i] for x in _flat(args)) for i in (0,1)])
-def _least(*args): return iv.mpf([min(interval_ends(x)[i] for x in _flat(args)) for i in (0,1)])
-def _mean(*args): return sum(_flat(args))/len(_flat(args))
-def _rank(x, others): return 1+sum(interval_ends(y)[0]>interval_ends(x)[1] for y in others)
+def _ends(args):
+    "Lower ends, and upper ends"
+    return zip(*map(interval_ends, _flat(args)))
+
+def _most(*args):
+    low,high = _ends(args)
+    return iv.mpf([max(low),max(high)])
+
+def _least(*args):
+    low,high = _ends(args)
+    return iv.mpf([min(low),min(high)])
+
+def _mean(*args):
+    flat = _flat(args)
+    return sum(flat)/len(flat)
+
+def _rank(x, others):
+    _,top = interval_ends(x)
+    return 1+sum(interval_ends(y)[0]>top for y in others)
 _functions = dict(most=_most, least=_least, mean=_mean, count=len, rank=_rank)
 
 # %% ../nbs/08a_formulas.ipynb #7d490d8d
@@ -45,7 +62,8 @@ def known_numbers(
 )->dict: # claim -> interval
     "What formulas may name: all claims that are numbers; whole numbers without a unit are counts"
     known = claims[claims.value.map(is_number)].drop_duplicates('claim')
-    return {o.claim:stated(o.value, exact=not o.unit and o.value.isdigit()) for o in known.itertuples()}
+    def is_count(o): return not o.unit and o.value.isdigit()
+    return {o.claim:stated(o.value, exact=is_count(o)) for o in known.itertuples()}
 
 def formula_parts(
     formula,  # a formula, or several readings of it
@@ -80,7 +98,8 @@ def show_formula(
     "A formula with numbers in the place of names"
     def words(m):
         table,_,quantity = m[0].split('.')
-        return f'every {quantity} in {table}' if '*' in m[0] else values.get(m[0], m[0])
+        if '*' in m[0]: return f'every {quantity} in {table}'
+        return values.get(m[0], m[0])
     return _part.sub(words, formula).replace('*',' × ').replace('/',' / ')
 
 # %% ../nbs/08a_formulas.ipynb #3787450b
@@ -89,16 +108,18 @@ def check_derived(
     formulas:dict,  # claim -> formula, or several readings of it
 ): # yields index, verdict, reason
     "Recompute derived numbers from their stated parts; the first reading that reaches the claim counts"
-    known,values = known_numbers(claims),claims.set_index('claim').value.to_dict()
+    known = known_numbers(claims)
+    values = claims.set_index('claim').value.to_dict()
     for o in claims[claims.claim.isin(list(formulas))].itertuples():
-        tried = []
+        others,fits = [],None
         for f in _readings(formulas[o.claim]):
             got = evaluate(f, known)
-            how = f'{f} is {values[f]}' if f in values else f'{show_formula(f, values)} is {show_interval(got)}'
-            tried.append((how,meets(got, allowed_by(o))))
-        fit = [how for how,ok in tried if ok]
-        if fit: yield o.Index,'confirmed',fit[0]
-        else: yield o.Index,'inconsistent',' and '.join(how for how,_ in tried)+f', not {o.value}'
+            if f in values: how = f'{f} is {values[f]}'
+            else: how = f'{show_formula(f, values)} is {show_interval(got)}'
+            if not meets(got, allowed_by(o)): others.append(how)
+            elif fits is None: fits = how
+        if fits: yield o.Index,'confirmed',fits
+        else: yield o.Index,'inconsistent',f'{" and ".join(others)}, not {o.value}'
 
 # %% ../nbs/08a_formulas.ipynb #dad4f341
 def show_findings(
@@ -107,7 +128,8 @@ def show_findings(
 ): # an HTML table
     "What a check found, with its long sentences"
     from IPython.display import HTML
-    t = pd.DataFrame([(claims.claim[i],claims.value[i],v,r) for i,v,r in found], columns=['claim','stated','verdict','reason'])
+    rows = [(claims.claim[i],claims.value[i],verdict,reason) for i,verdict,reason in found]
+    t = pd.DataFrame(rows, columns=['claim','stated','verdict','reason'])
     with pd.option_context('display.max_colwidth', None): return HTML(t.to_html(index=False))
 
 # %% ../nbs/08a_formulas.ipynb #2c2efa64
@@ -118,5 +140,6 @@ def check_parts(
     "A part from which a stated number follows is consistent with that number"
     confirmed = [i for i,verdict,_ in check_derived(claims, formulas) if verdict=='confirmed']
     for _,o in claims.loc[confirmed].iterrows():
-        reason = f'{o.quantity} of {o["row"]}, {o.value} {o.unit}'.rstrip()+', follows from it'
-        for i in claims.index[claims.claim.isin(formula_parts(formulas[o.claim]))]: yield i,'consistent',reason
+        what = f'{o.quantity} of {o["row"]}, {o.value} {o.unit}'.rstrip()
+        parts = claims.claim.isin(formula_parts(formulas[o.claim]))
+        for i in claims.index[parts]: yield i,'consistent',f'{what}, follows from it'

@@ -81,8 +81,10 @@ def _untrained(cls, rows, labels, keep):
 # %% ../nbs/01c_manifest.ipynb #ce15247c
 def _draw(m, split, share, seed):
     "Move a share of each class from the training images to another split"
-    i,train = SPLITS.index(split),np.flatnonzero(m.split==0)
-    drawn = train[stratified([m.rows[j].path for j in train], m.labels[train], share, seed+i)]
+    i = SPLITS.index(split)
+    train = np.flatnonzero(m.split==0)
+    paths = [m.rows[j].path for j in train]
+    drawn = train[stratified(paths, m.labels[train], share, seed+i)]
     m.split[drawn] = i
     m.notes.append(f'{split}: {len(drawn):,} images were drawn from the training images, stratified, seed {seed}')
 
@@ -98,15 +100,18 @@ def _manifest(src, rows, cls, classes, errors, notes=()):
     "A `Manifest` of rows, or a `ValueError` with all their mistakes"
     names = [src.find(r.path) for r in rows]
     labels,wrong = _read_labels(rows, cls)
-    errors = errors+wrong+_repeats(rows, [n or r.path.removeprefix('images/') for n,r in zip(names,rows)])
+    keys = [n or r.path.removeprefix('images/') for n,r in zip(names,rows)]
+    errors = errors+wrong+_repeats(rows, keys)
     keep = cls.pick(classes)
     good = [(r,y) for r,y in zip(rows,labels) if y is not None]
     if good: errors += _untrained(cls, *zip(*good), keep)
     complain(errors, src.path)
     new = {y:i for i,y in enumerate(keep)}
-    rows,names,labels = zip(*[(r,n,new[y]) for r,n,y in zip(rows,names,labels) if y in new])
+    kept = [(r,n,new[y]) for r,n,y in zip(rows,names,labels) if y in new]
+    rows,names,labels = map(list, zip(*kept))
     split = np.array([SPLITS.index(r.split or 'train') for r in rows], np.int8)
-    return Manifest(src, [cls.names[y] for y in keep], list(rows), list(names), np.array(labels,np.int64), split, list(notes))
+    kept_classes = [cls.names[y] for y in keep]
+    return Manifest(src, kept_classes, rows, names, np.array(labels, np.int64), split, list(notes))
 
 # %% ../nbs/01c_manifest.ipynb #a584dc9b
 @contextmanager

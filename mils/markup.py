@@ -65,7 +65,8 @@ def references(
     keys,  # what was cited
 )->list: # (key, HTML), in the order of the authors' names
     "The formatted references"
-    style,backend = find_plugin('pybtex.style.formatting','unsrt')(),find_plugin('pybtex.backends','html')()
+    style = find_plugin('pybtex.style.formatting', 'unsrt')()
+    backend = find_plugin('pybtex.backends', 'html')()
     entries = sorted((bib[k] for k in set(keys)), key=authors_year)
     return [(e.key, e.text.render(backend)) for e in style.format_entries(entries)]
 
@@ -76,9 +77,10 @@ def _callout(self, tokens, idx, options, env):
     classes = re.findall(r'\.([\w-]+)', tokens[idx].info)
     kind = first(c[8:] for c in classes if c.startswith('callout-'))
     if not kind: return f'<div class="{" ".join(classes)}">\n'
-    title = re.search(r'title="([^"]*)"', tokens[idx].info)
+    given = re.search(r'title="([^"]*)"', tokens[idx].info)
+    title = html.escape(given[1]) if given else kind.title()
     if tokens[idx+1].type=='heading_open': head = ''          # it brings its own title
-    else: head = f'<p class="callout-title">{html.escape(title[1]) if title else kind.title()}</p>\n'
+    else: head = f'<p class="callout-title">{title}</p>\n'
     return f'<div class="callout callout-{kind}" role="note">\n{head}'
 
 def _href(page, outs, href):

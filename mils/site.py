@@ -70,8 +70,10 @@ def _sections(page):
     for c in page.nb.cells:
         if c.cell_type!='markdown': continue
         for head,body in re.findall(r'^#+ (.+)$\n?((?:(?!^#).*\n?)*)', c.source, re.M):
-            anchor,words = anchors.get(head.strip()),re.findall(r'[\w-]+', body)
-            if anchor: yield dict(page=page.title, title=head.strip(), href=f'{page.out}#{anchor}', text=' '.join(words))
+            title = head.strip()
+            if title not in anchors: continue
+            words = re.findall(r'[\w-]+', body)
+            yield dict(page=page.title, title=title, href=f'{page.out}#{anchors[title]}', text=' '.join(words))
 
 # %% ../nbs/10c_site.ipynb #c35b87ec
 _copied = '.css','.js','.json','.onnx','.png','.jpg','.svg'          # files that pages load
@@ -81,13 +83,15 @@ def _render_plain(nbs, out):
     cfg = get_config()
     apply_directives(nbs)
     pages = {s:read_page(s, nbs) for s in sorted(f.relative_to(nbs).as_posix() for f in nbs.rglob('*.ipynb'))}
-    outs,bib = {s:p.out for s,p in pages.items()},parse_file(nbs/'references.bib').entries
+    outs = {s:p.out for s,p in pages.items()}
+    bib = parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))
     site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright,
                 menu=menu(conf['website']['sidebar']['contents'], pages), source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}',
                 after=(nbs/conf['format']['html']['include-after-body']).read_text(encoding='utf-8'))
     files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
-    files['search.js'] = f"window.SECTIONS = {json.dumps([o for p in pages.values() for o in _sections(p)])}".encode()
+    sections = [o for p in pages.values() for o in _sections(p)]
+    files['search.js'] = f'window.SECTIONS = {json.dumps(sections)}'.encode()
     files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in _copied}
     shutil.rmtree(out, ignore_errors=True)
     for name,data in files.items(): _write(out/name, data)
