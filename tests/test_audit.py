@@ -144,6 +144,7 @@ def test_intervals_against_brute_force(texts, formula, where):
     assert (min(corners),max(corners))==pytest.approx((lo,hi), rel=1e-9, abs=1e-9)       # and it is no wider than it must be
 
 @given(decimals)
+@settings(max_examples=100, deadline=None)
 def test_stated_holds_what_is_written_so(text):
     lo,hi = interval_ends(stated(text))
     e = len(text.partition('.')[2])

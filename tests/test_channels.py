@@ -2,7 +2,7 @@
 import copy,itertools,subprocess,sys
 from functools import partial
 import numpy as np,pytest,torch
-from hypothesis import given,settings,strategies as st
+from hypothesis import given,strategies as st
 from torch import nn
 from tensors import assert_close,assert_same
 from mils.core import channel_sets
@@ -39,7 +39,6 @@ BY_PLACE = ['per_count','shared','adapter']          # kernels go by the place a
 def but(*left_out): return pytest.mark.parametrize('name', [g for g in generators if g not in left_out])
 
 @but(*FORGETS_COLOUR)
-@settings(max_examples=12, deadline=None)
 @given(shapes, st.integers(0,10**6))
 def test_full_set_is_the_source(name, o, seed):
     torch.manual_seed(seed)
@@ -57,7 +56,6 @@ def test_who_promises_the_source_to_the_bit(name):
 
 @each
 @every
-@settings(max_examples=12, deadline=None)
 @given(shapes, st.integers(0,10**6))
 def test_fold_is_forward(name, attention, o, seed):
     torch.manual_seed(seed)
@@ -75,7 +73,6 @@ def test_fold_is_forward(name, attention, o, seed):
 
 @each
 @every
-@settings(max_examples=10, deadline=None)
 @given(st.integers(1,8), st.integers(1,9), st.integers(0,10**6))
 def test_mixed_masks_are_single_samples(name, attention, n, batch, seed):
     torch.manual_seed(seed)
@@ -226,7 +223,11 @@ def test_impossible_layers_are_refused():
 
 timm = pytest.importorskip('timm')
 import torchvision.models as tv
-NETS = {'resnet18': tv.resnet18, 'convnext_tiny': tv.convnext_tiny, 'efficientnet_b0': tv.efficientnet_b0, 'vit_b_16': tv.vit_b_16,
+from torchvision.models.convnext import CNBlockConfig,ConvNeXt
+from torchvision.models.vision_transformer import VisionTransformer
+two_blocks = partial(ConvNeXt, [CNBlockConfig(96, 192, 1), CNBlockConfig(192, None, 1)])
+two_layers = partial(VisionTransformer, 224, 16, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=768)
+NETS = {'resnet18': tv.resnet18, 'convnext': two_blocks, 'efficientnet_b0': tv.efficientnet_b0, 'vit': two_layers,
         **{f'timm {n}': partial(timm.create_model, n) for n in ('resnet10t','convnext_atto','efficientnet_lite0','vit_tiny_patch16_224')}}
 @pytest.mark.parametrize('name', NETS)
 def test_convert_known_networks(name):
@@ -256,8 +257,9 @@ class KeepFirst(Generator):
 import sys,mils.kernels
 mils.kernels.__path__.append({str(tmp_path)!r})
 from mils.cli import main
-from mils.learner import Config
-from mils.runs import declared,protocols
+from mils.config import Config
+from mils.identity import declared
+from mils.protocols import protocols
 assert declared(Config(dynamic=True, generator='keep_first'))['generator']==2
 assert 'keep_first' not in str(protocols)
 sys.exit(main(['train','small_cnn:dynamic:generator=keep_frist']))

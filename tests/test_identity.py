@@ -39,17 +39,34 @@ def test_a_new_generator_joins_no_protocol(monkeypatch):
 # ---- names ----
 
 NAMES = '''
-import json; from mils.chroma import chroma; from mils.learner import Config; from mils.identity import run_name,source_digest
-ds = chroma(n_train=60, n_val=20, n_test=20)
-cfgs = [Config(precision='float32'), Config('resnet34', dict(stem='half'), precision='float32'),
-    Config('strict4', dict(width=.5), precision='float32'),
-    Config(dynamic=True, generator='bank', sampling='sample', views=3, precision='float32')]
-print(json.dumps(dict(code=source_digest(), names=[run_name(c, ds) for c in cfgs])))
+import json,os,sys
+import fastai.vision.all,pandas,torch                # what takes long to load; mils itself is loaded anew for each folder
+for folder in sys.stdin:
+    if os.fork():
+        failed = os.wait()[1]
+        if failed: print('null', flush=True)
+        continue
+    sys.path.insert(0, folder.strip())
+    from mils.chroma import chroma; from mils.config import Config; from mils.identity import run_name,source_digest
+    ds = chroma(n_train=60, n_val=20, n_test=20)
+    cfgs = [Config(precision='float32'), Config('resnet34', dict(stem='half'), precision='float32'),
+        Config('strict4', dict(width=.5), precision='float32'),
+        Config(dynamic=True, generator='bank', sampling='sample', views=3, precision='float32')]
+    print(json.dumps(dict(code=source_digest(), names=[run_name(c, ds) for c in cfgs])), flush=True)
+    os._exit(0)
 '''
-def names(home):
-    r = subprocess.run([sys.executable,'-c',NAMES], cwd=home, env={**os.environ,'PYTHONPATH':str(home)}, capture_output=True, text=True)
-    assert not r.returncode, r.stderr
-    return json.loads(r.stdout.splitlines()[-1])
+@pytest.fixture(scope='module')
+def names():
+    "A function that tells how runs are called by the package in a folder"
+    p = subprocess.Popen([sys.executable,'-W','ignore','-c',NAMES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def names(folder):
+        print(folder, file=p.stdin, flush=True)
+        found = json.loads(p.stdout.readline())
+        assert found, f'the package in {folder} failed; its error stands above'
+        return found
+    yield names
+    p.stdin.close()
+    p.wait()
 
 def rename_locals(source):
     "One local variable of every plain function has another name"
@@ -77,7 +94,7 @@ def split(path):
     path.write_text(f'from mils import rest_of_{path.stem} as rest\nglobals().update({everything})\n')
 
 @pytest.fixture(scope='module')
-def before(): return names(package.parent)
+def before(names): return names(package.parent)
 
 def edited(edit):
     return lambda home: [p.write_text(edit(p.read_text())) for p in home.rglob('*.py')]
@@ -87,10 +104,11 @@ def star_imports(home):
     path = home/Path(inspect.getsourcefile(get_learner)).name
     path.write_text(path.read_text()+'\nfrom mils.core import *\nfrom mils.models import *\n')
 
+@pytest.mark.xdist_group('names')                # one worker loads what all of them need
 @pytest.mark.parametrize('change,text_changes', [
     (edited(rename_locals),True), (edited(add_docstrings),False), (split_modules,True), (star_imports,True)],
     ids=['locals','docstrings','split','star'])
-def test_better_code_keeps_names(tmp_path, before, change, text_changes):
+def test_better_code_keeps_names(tmp_path, names, before, change, text_changes):
     shutil.copytree(package, tmp_path/'mils', ignore=shutil.ignore_patterns('__pycache__'))
     change(tmp_path/'mils')
     after = names(tmp_path)

@@ -10,8 +10,9 @@ from mils.specs import _value
 SMALL = {'wide_resnet': dict(width=1)}
 count = lambda net: sum(p.numel() for p in net.parameters())
 
-@pytest.mark.parametrize('channels', ['RGB','GB','R'])
-@pytest.mark.parametrize('size,batch', [(32,5),(64,3),(224,3)])
+INPUTS = [(size, batch, channels) for size,batch in ((32,5),(64,3)) for channels in ('RGB','GB','R')]+[(224, 3, 'RGB')]
+
+@pytest.mark.parametrize('size,batch,channels', INPUTS)
 @pytest.mark.parametrize('name', list_models())
 def test_forward_and_backward(name, size, batch, channels):
     net = create_model(name, 7, channels, size=size, **SMALL.get(name, {}))
@@ -31,6 +32,7 @@ def test_learns_sixteen_pictures(name):
     for _ in range(20):
         loss = torch.nn.functional.cross_entropy(net(x), y)
         opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
+        if losses[-1]<.6*losses[0]: break
     assert losses[-1]<.6*losses[0], losses
 
 @pytest.mark.parametrize('name', list_models())

@@ -1,37 +1,56 @@
 "Runs survive `kill -9`, damaged files, full disks and each other"
-import random,resource,subprocess,sys
+import random,resource,signal
+from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd,pytest
+from mils.chroma import chroma
+from mils.arms import grid
 from mils.config import Config
 from mils.identity import run_name
 from mils.runs import load_run,train_run
 from mils.sweeps import sweep_runs
 from mils.tables import collect_runs,read_results
 
-CODE = '''
-import sys; from mils.chroma import chroma; from mils.arms import grid; from mils.sweeps import sweep_runs
-ds = chroma(n_train=320, n_val=60, n_test=60)
-arms = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
-print('ready', flush=True)
-failed = sweep_runs(grid(arms, seeds=[0,1], epochs=3, overrides=dict(bs=32)), ds, sys.argv[1])
-assert not failed, failed
-'''
-def start(root): return subprocess.Popen([sys.executable,'-c',CODE,str(root)], stdout=subprocess.PIPE, text=True)
+ARMS = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
+def sweep(root, ready):
+    ds = chroma(n_train=320, n_val=60, n_test=60)
+    ready.set()
+    failed = sweep_runs(grid(ARMS, seeds=[0,1], epochs=3, overrides=dict(bs=32)), ds, root)
+    assert not failed, failed
+
+@pytest.fixture(scope='module')
+def start():
+    "Starts a sweep in a process of its own. All come from one that has loaded PyTorch, which takes longer than these runs"
+    context = get_context('forkserver')
+    context.set_forkserver_preload(['mils.chroma','mils.arms','mils.sweeps'])
+    def start(root):
+        ready = context.Event()
+        p = context.Process(target=sweep, args=(root,ready), daemon=True)
+        p.start()
+        assert ready.wait(120)
+        return p
+    return start
+
+one_worker = pytest.mark.xdist_group('sweeps')
+
+def ended(p, seconds=300):
+    p.join(seconds)
+    return p.exitcode
 def finished(root): return {p.parent.name:p.stat().st_mtime_ns for p in Path(root).glob('*/DONE')}
 SAME = ['run','epoch','train_loss','val_loss','val_top1','val_top5','lr']
 
-def test_kill_and_resume(tmp_path):
+@one_worker
+def test_kill_and_resume(tmp_path, start):
     "`kill -9` at random moments: nothing finished is lost or repeated, and the result is equal to the bit"
-    calm = start(tmp_path/'calm')
-    assert calm.wait(300)==0
+    assert ended(start(tmp_path/'calm'))==0
     rng,done,kills = random.Random(42),{},0
     while True:
         p = start(tmp_path/'killed')
-        p.stdout.readline()
-        limit = rng.uniform(.1,1.6) if kills<6 else 300
-        try: code = p.wait(limit)
-        except subprocess.TimeoutExpired:
-            p.kill(); p.wait(); code,kills = None,kills+1
+        code = ended(p, rng.uniform(.1,1.6) if kills<6 else 300)
+        if code is None:
+            p.kill()
+            assert ended(p)==-signal.SIGKILL
+            kills += 1
             assert kills<=6, 'it hangs'
         now = finished(tmp_path/'killed')
         assert done.items()<=now.items()                 # what was done is there, untouched
@@ -44,9 +63,10 @@ def test_kill_and_resume(tmp_path):
     pd.testing.assert_frame_equal(a['predictions'], b['predictions'], check_exact=True)
     assert not list((tmp_path/'killed').glob('*/state.safetensors'))
 
-def test_two_sweeps_share_the_work(tmp_path):
+@one_worker
+def test_two_sweeps_share_the_work(tmp_path, start):
     ps = [start(tmp_path) for _ in range(2)]
-    assert [p.wait(300) for p in ps]==[0,0]
+    assert [ended(p) for p in ps]==[0,0]
     t = collect_runs(tmp_path)
     assert len(t['runs'])==4 and (t['epochs'].groupby('run').size()==3).all()
     spans = sorted(((f.parent/'config.json').stat().st_mtime, f.stat().st_mtime) for f in tmp_path.glob('*/DONE'))
@@ -102,11 +122,13 @@ def test_one_failed_run_does_not_stop_the_others(tiny, tmp_path):
 
 def test_two_runs_at_a_time(tiny, tmp_path):
     "As one at a time: a failed run is told, the others are done, and done stays done"
-    cfgs = [CFG, Config(epochs=2, seed=1, overrides=dict(bs=60)), Config(epochs=1, options=dict(width=0))]
-    failed = sweep_runs(cfgs, tiny, tmp_path, jobs=2)
-    assert list(failed)==[run_name(cfgs[2], tiny)] and set(finished(tmp_path))=={run_name(c, tiny) for c in cfgs[:2]}
+    first,second,bad = CFG,Config(epochs=2, seed=1, overrides=dict(bs=60)),Config(epochs=1, options=dict(width=0))
+    train_run(first, tiny, tmp_path)
     before = finished(tmp_path)
-    assert sweep_runs(cfgs[:2], tiny, tmp_path, jobs=2)=={} and finished(tmp_path)==before
+    failed = sweep_runs([first,second,bad], tiny, tmp_path, jobs=2)
+    after = finished(tmp_path)
+    assert list(failed)==[run_name(bad, tiny)] and set(after)=={run_name(c, tiny) for c in (first,second)}
+    assert before.items()<=after.items()
 
 def test_tables_round_trip(tiny, tmp_path, monkeypatch):
     sweep_runs([CFG, Config(epochs=2, dynamic=True, sampling='sample', overrides=dict(bs=60))], tiny, tmp_path/'runs')
