@@ -1,5 +1,5 @@
 "A run has one name, whoever writes the code better, and a folder is never taken for another run"
-import ast,importlib,inspect,json,os,shutil,subprocess,sys
+import ast,importlib,inspect,json,shutil,subprocess,sys
 from pathlib import Path
 import pytest
 from mils.core import digest
