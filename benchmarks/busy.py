@@ -2,13 +2,15 @@
 
     python benchmarks/busy.py [--rounds 15] [--settings GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=PASSIVE] [--out FILE.csv]
 
-Each setting has a process of its own, because it is read when torch is loaded. In a round each trains for some steps, in turn, alone and beside two
+Each setting has a process of its own, because it is read when torch is loaded. In a round each trains for some steps, in turn,
+alone and beside two
 processes that never rest, at `nice -n 10` and as if started in another terminal; medians are over rounds. Two ratios decide:
 
 * **idle**: speed alone, against `torch's own` alone; at least 0.95
 * **busy**: speed beside the two, against `one thread` beside the two; at least 0.8
 
-`others` is the share of all cores that further processes took meanwhile. Where it is more than a few per cent the machine was not quiet, and *idle* is not idle.
+`others` is the share of all cores that further processes took meanwhile. Where it is more than a few per cent the machine was not
+quiet, and *idle* is not idle.
 """
 import argparse,os,signal,subprocess,sys,time
 from contextlib import contextmanager
