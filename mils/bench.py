@@ -95,6 +95,8 @@ def _ratio(df, a, b):
 def _percent(v): return f'{v:.1%}'
 def _whole(v): return f'{v:,.0f}'
 def _span(o, f):
+    "The median, and the range where there is one"
+    if len(o)==1: return f(o.iloc[0])
     middle,least,most = f(o.median()),f(o.min()),f(o.max())
     return f'{middle} ({least} to {most})'
 
@@ -130,7 +132,7 @@ def _title(ds, model, epochs, rounds, photo_size, device, once):
     n = {k:f'{len(v):,}' for k,v in ds.splits.items()}
     pixels = f'upscaled to {photo_size} px JPEGs, used at {ds.size} px' if photo_size else f'at {ds.size} px'
     precision = 'bfloat16' if has_bf16(device) else 'float32'
-    return (f"{model}, {n['train']} training and {n['val']} validation images {pixels}, {epochs} epochs, {rounds} rounds, "
+    return (f"{model}, {n['train']} training and {n['val']} validation images {pixels}, {epochs} epochs, rounds: {rounds}, "
         f"{torch.get_num_threads()} threads, {device.type}, {precision}; decoding once for ours and bare: {once:.1f} s, not timed")
 
 # %% ../nbs/06k_bench.ipynb #753cc4d8

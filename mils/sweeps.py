@@ -98,7 +98,8 @@ def _start_pool(stack, cfgs, ds, root, device, jobs, folds):
     "A function that starts a run in one of `jobs` processes, and gives a function that waits for it"
     threads = max(1, os.cpu_count()//jobs)
     given = (ds, folds, root, device, threads, _registered(cfgs))
-    pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context('spawn'), _prepare, given))
+    workers = max(1, min(jobs, len(cfgs)))
+    pool = stack.enter_context(ProcessPoolExecutor(workers, get_context('spawn'), _prepare, given))
     stack.callback(pool.shutdown, cancel_futures=True)              # after an error, do not start what is left
     return lambda cfg,wait: pool.submit(_try_run, cfg, wait).result
 

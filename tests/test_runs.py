@@ -4,8 +4,8 @@ from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd,pytest
 from mils.chroma import chroma
-from mils.arms import grid
 from mils.config import Config
+from mils.arms import grid
 from mils.identity import run_name
 from mils.runs import load_run,train_run
 from mils.sweeps import sweep_runs
