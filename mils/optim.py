@@ -9,14 +9,15 @@ __all__ = ['schedules', 'opts', 'Muon']
 import torch
 from torch import nn
 from fastai.callback.schedule import combined_cos,SchedCos
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import OptimWrapper,set_item_pg
 from fastai.torch_core import even_mults
 
 # %% ../nbs/05_optim.ipynb #fbe8ee7e
-schedules = {
-    'one_cycle': lambda lr: combined_cos(0.25, lr/25, lr, lr/1e4),
-    'cosine':    lambda lr: SchedCos(lr, 0.),
-    'multistep': lambda lr: lambda p: lr*0.1**((p>=0.5)+(p>=0.75))}
+def _one_cycle(lr): return combined_cos(0.25, lr/25, lr, lr/1e4)
+def _cosine(lr): return SchedCos(lr, 0.)
+def _multistep(lr): return lambda p: lr*0.1**((p>=0.5)+(p>=0.75))
+
+schedules = dict(one_cycle=_one_cycle, cosine=_cosine, multistep=_multistep)
 
 # %% ../nbs/05_optim.ipynb #75ffb5bd
 def orthogonal(
@@ -63,10 +64,10 @@ class Muon(torch.optim.Optimizer):
         return m/(v.sqrt()+g['eps'])
 
 # %% ../nbs/05_optim.ipynb #e5c93c59
-opts = {
-    'muon':  lambda groups,lr,wd: Muon(groups, lr, wd),
-    'adamw': lambda groups,lr,wd: torch.optim.AdamW(groups, lr=lr, weight_decay=wd, fused=True),
-    'sgd':   lambda groups,lr,wd: torch.optim.SGD(groups, lr=lr, weight_decay=wd, momentum=0.9, fused=True)}
+def _adamw(groups, lr, wd): return torch.optim.AdamW(groups, lr=lr, weight_decay=wd, fused=True)
+def _sgd(groups, lr, wd): return torch.optim.SGD(groups, lr=lr, weight_decay=wd, momentum=0.9, fused=True)
+
+opts = dict(muon=Muon, adamw=_adamw, sgd=_sgd)
 
 # %% ../nbs/05_optim.ipynb #559533c7
 def decay_groups(
@@ -89,12 +90,20 @@ def layer_groups(
         head.append([p for p in group if id(p) in inside])
     return body+head
 
+class _Hypers(dict):
+    "Settings of one group of an optimiser; what is set here is set there, as with fastai's own optimisers"
+    def __init__(self, settings, group, names): super().__init__(settings); self.group,self.names = group,names
+    def __setitem__(self, k, v):
+        super().__setitem__(k, v)
+        set_item_pg(self.group, self.names[k], v)
+
 class PairedGroups(OptimWrapper):
     "A fastai optimiser over `layer_groups`"
     @property
     def hypers(self):
         "Without those of torch's settings that are not set"
-        return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
+        there = [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
+        return [_Hypers(h, group, self.bwd_map) for h,group in zip(there, self.opt.param_groups)]
     def set_hyper(self, k, v):
         pairs = len(self.param_lists)//2
         if isinstance(v, slice):

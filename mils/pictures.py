@@ -13,6 +13,7 @@ import numpy as np,pandas as pd,torch
 from PIL import Image,ImageOps
 from fastcore.basics import patch
 from fastai.data.transforms import Category,CategoryMap
+from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage,to_cpu
 from .core import channel_set,set_name
 from .decode import decode as decode_file,square_rgb
@@ -45,7 +46,7 @@ def _shifted(
 # %% ../nbs/05b_pictures.ipynb #0ac23578
 class Pictures:
     "One split of an `ImageSet` as a fastai data set"
-    n_inp = 1
+    n_inp,loss_func = 1,CrossEntropyLossFlat()                # the loss that fastai takes where none is given
     def __init__(self,
         ds:ImageSet,
         split:str,  # `train`, `val` or `test`
@@ -57,6 +58,7 @@ class Pictures:
         self.every,self.channels,self.size = tuple(ds.channels),tuple(channels or ds.channels),ds.size
         channel_set(self.channels, self.every)
         self.images,self.rows = torch.from_numpy(ds.images),torch.as_tensor(rows)
+        self.source,self.numbers = self.images,self.rows                          # stay where they are, see `items`
         self.labels,self.names = torch.as_tensor(ds.labels[rows]),[ds.names[i] for i in rows]
         self.vocab,self.c,self.split_idx = _vocab(ds.classes),ds.n_classes,int(not augmented)
         self._keep()
@@ -66,7 +68,11 @@ class Pictures:
         all_of_them = keep==list(range(len(self.every)))
         self.keep = None if all_of_them else torch.tensor(keep, device=self.rows.device)
     def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return tuple(o[0] for o in self.batch(torch.tensor([i], device=self.rows.device)))
+    def __getitem__(self, i):
+        "An item by its number; several as a list by a slice or a list of numbers"
+        if isinstance(i, slice): i = list(range(len(self))[i])
+        if isinstance(i, list): return [self[o] for o in i]
+        return tuple(o[0] for o in self.batch(torch.tensor([i], device=self.rows.device)))
 
 def _vocab(classes):
     "Class names as fastai keeps them; names that occur twice get their number"
@@ -102,25 +108,27 @@ def read_picture(
     item,  # a path, the bytes of a file, a PIL image, an array `(height, width, channels)`, or a tensor `(channels, height, width)`
     size:int,  # pixels
 )->np.ndarray: # `(size, size, channels)` uint8
-    "A picture from wherever it comes; `ValueError` for an array of other channels than RGB that has another size"
+    "A picture from wherever it comes; `ValueError` for what is none, and for an array of other channels than RGB that has another size"
     if isinstance(item, (str,Path)): item = Path(item).read_bytes()
     if isinstance(item, bytes): return decode_file(item, size)
-    if isinstance(item, torch.Tensor): item = to_cpu(item).permute(1,2,0).numpy()
+    if isinstance(item, torch.Tensor): item = np.moveaxis(to_cpu(item).numpy(), 0, -1)
     if isinstance(item, np.ndarray):
+        if item.ndim not in (2,3): raise ValueError(f'an array of shape {item.shape} is no picture')
         if item.dtype.kind=='f': item = (item*255).round().clip(0,255)
         item = item.astype(np.uint8)
         if item.shape[:2]==(size,size) and item.ndim==3: return item
         if item.ndim==3 and item.shape[2]!=3:
             raise ValueError(f'an array of {item.shape[2]} channels is {item.shape[1]} x {item.shape[0]}; expected {size} x {size}')
         item = Image.fromarray(item)
+    if not isinstance(item, Image.Image): raise ValueError(f'{item!r:.80} is no picture; expected a path, a PIL image, or an array')
     return square_rgb(ImageOps.exif_transpose(item), size)
 
 # %% ../nbs/05b_pictures.ipynb #f3b3f350
 @patch(as_prop=True)
 def items(self:Pictures)->pd.DataFrame:
-    "A row a picture: its name, its class, and its number"
+    "A row a picture: its name, its class, and its number among the images of all splits"
     classes = None if self.labels is None else [self.vocab[i] for i in self.labels.tolist()]
-    return pd.DataFrame(dict(image=self.names, label=classes, number=range(len(self))))
+    return pd.DataFrame(dict(image=self.names, label=classes, number=self.numbers.tolist()))
 
 # %% ../nbs/05b_pictures.ipynb #0d39ff7f
 @patch
@@ -130,19 +138,23 @@ def of(self:Pictures,
     "Other pictures for the same network"
     new = copy(self)
     new.split_idx = 1
-    if isinstance(items, pd.DataFrame): new._known(torch.tensor(items.number.tolist(), dtype=torch.long, device=self.rows.device))
-    else: new._foreign(list(items))
+    if isinstance(items, pd.DataFrame): new._known(items)
+    else: new._foreign(items)
     return new
 
 @patch
-def _known(self:Pictures, numbers):
-    "Keep these of its own"
-    self.rows,self.names = self.rows[numbers],[self.names[i] for i in numbers.tolist()]
-    if self.labels is not None: self.labels = self.labels[numbers]
+def _known(self:Pictures, items):
+    "Take these of the same images, of whichever split"
+    device,numbers = self.rows.device,torch.tensor(items.number.tolist(), dtype=torch.long)
+    self.images,self.rows,self.numbers = self.source[numbers].to(device),torch.arange(len(numbers), device=device),numbers
+    self.names = items.image.tolist()
+    if self.labels is not None: self.labels = torch.tensor([self.vocab.o2i[o] for o in items.label], dtype=torch.long, device=device)
 
 @patch
 def _foreign(self:Pictures, items):
     "Take others, which have no labels"
+    if isinstance(items, (str,bytes,Path,Image.Image)): raise ValueError(f'{items!r:.80} is one picture; expected a list of them')
+    items = list(items)
     pictures = [read_picture(o, self.size) for o in items]
     counts = {p.shape[2] for p in pictures}
     if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
@@ -151,6 +163,7 @@ def _foreign(self:Pictures, items):
     images = np.stack(pictures) if pictures else np.zeros((0,self.size,self.size,len(self.every)), np.uint8)
     device = self.rows.device
     self.images,self.rows,self.labels = torch.from_numpy(images).to(device),torch.arange(len(images), device=device),None
+    self.source,self.numbers = torch.from_numpy(images),torch.arange(len(images))
     self.names = [o.name if isinstance(o, Path) else str(i) for i,o in enumerate(items)]
     self._keep()
 

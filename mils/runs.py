@@ -7,21 +7,21 @@ __all__ = ['train_run', 'load_run']
 
 # %% ../nbs/06c_runs.ipynb #d2586ee0
 import inspect,json,sys,warnings
-from dataclasses import asdict
+from dataclasses import asdict,replace
 from datetime import datetime,timezone
 from pathlib import Path
 from textwrap import dedent
-import pandas as pd,torch
+import numpy as np,pandas as pd,torch
 from filelock import FileLock
 from safetensors import safe_open,SafetensorError
-from .core import code_digest,write_atomic
+from .core import code_digest,set_name,write_atomic
 from .imageset import ImageSet
 from .generators import generators
 from .models import models
 from .config import Config
 from .learner import get_learner
 from .weights import Classifier,create_network,load_classifier,load_state,load_tensors,save_classifier,save_state
-from .prediction import predict_sets
+from .prediction import predict,predict_sets
 from .dynamics import dead_units,Gradients
 from .identity import as_ever,data_identity,declared,environment,run_name,source_digest
 
@@ -69,6 +69,7 @@ def _train(cfg, ds, folder, device):
     learn = get_learner(cfg, ds, device, write=_save_epoch(folder))
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
+    if rows and _outside(cfg): _check_resumed(learn, folder)
     learn.fit(cfg.epochs, start_epoch=len(rows))
     net = learn.classifier(dict(run=folder.name, versions=declared(cfg), data=data_identity(ds)))
     save_classifier(folder/'model.safetensors', net)
@@ -135,10 +136,21 @@ def _advice(cfg):
         ways.append(f'@register_generator(version={generators.versions[cfg.generator]+1}) at {at}')
     return f"If it is meant to be another network now, raise its version: {' or '.join(ways)}"
 
+def _another(cfg, folder, how):
+    return f'{folder} holds a run of another {cfg.model}: {how}. {_advice(cfg)}; or remove the folder to train it anew'
+
+def _stored_about(folder):
+    "What `config.json` says, or nothing before a run has begun; `ValueError` where nobody can tell what the folder holds"
+    path = folder/'config.json'
+    if path.exists():
+        try: return json.loads(path.read_text())
+        except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove the folder to train it anew') from None
+    if (folder/'DONE').exists(): raise ValueError(f'{path} is missing from a finished run; remove the folder to train it anew')
+
 def _check_folder(cfg, ds, folder):
     "`ValueError` where a folder holds something else than the run that is asked for; a warning where that cannot be told"
-    if not (folder/'config.json').exists(): return
-    about = json.loads((folder/'config.json').read_text())
+    about = _stored_about(folder)
+    if not about: return
     asked = json.loads(json.dumps(dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg))))
     for part,today in asked.items():
         stored = about.get(part, {})
@@ -148,8 +160,9 @@ def _check_folder(cfg, ds, folder):
     for file,prefix in (('model.safetensors',''), ('state.safetensors','net:')):
         stored = _stored_shapes(folder/file, prefix)
         if stored and (d := _difference(stored, today)):
-            raise ValueError(f'{folder} holds a run of another {cfg.model}: {d}. {_advice(cfg)}; or remove the folder to train it anew')
+            raise ValueError(_another(cfg, folder, d))
     _warn_of_changes(cfg, folder, about.get('outside', {}))
+    if _outside(cfg) and (folder/'DONE').exists(): _check_predictions(cfg, ds, folder)
 
 # %% ../nbs/06c_runs.ipynb #a6b1087e
 def _source(f):
@@ -168,6 +181,25 @@ def _warn_of_changes(cfg, folder, stored):
         if stored.get(k) and now and stored[k]!=now:
             warnings.warn(f'{k} is written differently now than when {folder} was begun, and has the same version. {_advice(cfg)}')
 
+_share = dict(rtol=.05, atol=1e-4)               # far above what processors differ by, far below what another activation does
+_mean_share = dict(rtol=2e-3)                    # for a mean over many pictures
+
+def _check_predictions(cfg, ds, folder, n=64):
+    "`ValueError` where the stored weights do not give the stored predictions"
+    try: preds,net = pd.read_parquet(folder/'predictions.parquet'),load_classifier(folder/'model.safetensors')
+    except (OSError,ValueError): return                      # damaged: whoever needs these files is told
+    few = replace(ds, splits={**ds.splits, 'val':ds.splits['val'][:n]})
+    now = predict(net, few, 'val').p
+    then = preds[(preds.split=='val')&(preds.channels==set_name(cfg.channels))].p[:n]
+    if np.isclose(now, then, **_share).mean()<.9:
+        raise ValueError(_another(cfg, folder, 'its weights predict something else today'))
+
+def _check_resumed(learn, folder):
+    "`ValueError` where the stored weights do not give the stored validation loss"
+    now,then = learn.validate()[0],learn.record.rows[-1]['val_loss']
+    if not np.isclose(now, then, **_mean_share):
+        raise ValueError(_another(learn.cfg, folder, f'the validation loss of its weights was {then:.4f} and is {now:.4f} today'))
+
 # %% ../nbs/06c_runs.ipynb #c3c94cb3
 def load_run(
     folder,  # of a finished run
@@ -182,4 +214,6 @@ def load_run(
     if d := _difference({k:then[k] for k in now}, now): raise ValueError(f'{folder} was trained with another version: {d}')
     today = _todays_shapes(cfg, len(meta['classes']), meta['size'])
     if d := _difference(_shapes(tensors), today): raise ValueError(f'{folder} holds a run of another {cfg.model}: {d}. {_advice(cfg)}')
+    about = Path(folder)/'config.json'
+    if about.exists(): _warn_of_changes(cfg, folder, json.loads(about.read_text()).get('outside', {}))
     return load_classifier(path)

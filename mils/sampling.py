@@ -78,7 +78,7 @@ def before_batch(self:ChannelSampling):
     x = self.x
     if self.views>1:
         x = x.repeat(self.views, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-        self.learn.yb = (self.y.repeat(self.views),)
+        self.learn.yb = tuple(torch.cat([y]*self.views) for y in self.yb)
         self._repeat_mixed()
     self.learn.xb = x,m
 
@@ -87,7 +87,7 @@ def _repeat_mixed(self:ChannelSampling):
     "fastai's MixUp keeps the second labels of each picture to itself"
     for cb in self.learn.cbs:
         if isinstance(cb, MixHandler) and cb.stack_y:
-            cb.yb1 = tuple(y.repeat(self.views) for y in cb.yb1)
+            cb.yb1 = tuple(torch.cat([y]*self.views) for y in cb.yb1)
             if len(cb.lam)>1: cb.lam = cb.lam.repeat(self.views)
 
 @patch

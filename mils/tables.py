@@ -6,7 +6,7 @@
 __all__ = ['results_dir', 'finished_runs', 'collect_runs', 'read_results', 'grow_table', 'your_run']
 
 # %% ../nbs/06e_tables.ipynb #444cceab
-import json,os
+import json,os,warnings
 from pathlib import Path
 import pandas as pd
 from .core import digest,lookup,set_name,write_atomic
@@ -32,14 +32,24 @@ def tables_dir(
     return Path(runs)/'results'/protocol
 
 # %% ../nbs/06e_tables.ipynb #5aaa0893
-def _read_json(path): return json.loads(path.read_text())
+def _read_json(path):
+    try: return json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from None
 
-def _latest(folders):
+def _is_todays(about):
+    "Whether a run has today's versions; they are not known for a network that is not registered here"
+    try: return about['versions']==declared(Config(**about['config']))
+    except ValueError: return False
+
+def _with_versions(about, root):
+    "Without runs from before there were versions: their names are none of today's"
+    old = [f.name for f in about if 'versions' not in about[f]]
+    if old: warnings.warn(f'left out of {root}: {len(old)} runs from before versions were declared, such as {old[0]}')
+    return {f:o for f,o in about.items() if 'versions' in o}
+
+def _latest(about):
     "Without runs that were made again with other versions"
-    about = {f:_read_json(f/'config.json') for f in folders}
-    def age(f):
-        of_today = about[f]['versions']==declared(Config(**about[f]['config']))
-        return of_today,(f/'DONE').stat().st_mtime
+    def age(f): return _is_todays(about[f]),(f/'DONE').stat().st_mtime
     by_settings = {digest([about[f]['config'],about[f]['data']]):f for f in sorted(about, key=age)}
     return sorted(by_settings.values())
 
@@ -47,7 +57,9 @@ def finished_runs(
     root='runs',  # where runs live
 )->list: # of (configuration, folder)
     "Finished runs; where some differ in nothing but versions, the one with today's, or the last"
-    return [(_read_json(f/'config.json')['config'], f) for f in _latest(p.parent for p in Path(root).glob('*/DONE'))]
+    about = {p.parent:_read_json(p.with_name('config.json')) for p in Path(root).glob('*/DONE')}
+    about = _with_versions(about, root)
+    return [(about[f]['config'], f) for f in _latest(about)]
 
 def _row(folder):
     "A run as a row: identity, machine and summary"

@@ -1,5 +1,5 @@
 "What every fastai user does with a `Learner` works with ours, and our layer works in every fastai program"
-import random
+import pickle,random
 import matplotlib; matplotlib.use('Agg')
 from mils.chroma import chroma
 from mils.derived import derive
@@ -10,10 +10,10 @@ from mils.config import Config
 from mils.learner import get_learner
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
 from PIL import Image
-from fastai.vision.all import (accuracy,ActivationStats,aug_transforms,ClassificationInterpretation,CSVLogger,CutMix,DataLoader,
-    EarlyStoppingCallback,error_rate,GradientAccumulation,GradientClip,ImageDataLoaders,IntToFloatTensor,Learner,load_learner,MixUp,
-    ProgressCallback,RandomErasing,Recorder,Resize,resnet18,SaveModelCallback,ShowGraphCallback,TensorCategory,TensorImage,top_k_accuracy,
-    vision_learner)
+from fastai.vision.all import (accuracy,accuracy_multi,ActivationStats,aug_transforms,ClassificationInterpretation,CSVLogger,CutMix,
+    DataBlock,DataLoader,EarlyStoppingCallback,error_rate,get_image_files,GradientAccumulation,GradientClip,ImageBlock,ImageDataLoaders,
+    IntToFloatTensor,Learner,load_learner,MixUp,MultiCategoryBlock,ProgressCallback,RandomErasing,Recorder,ReduceLROnPlateau,Resize,
+    resnet18,SaveModelCallback,ShowGraphCallback,TensorCategory,TensorImage,top_k_accuracy,vision_learner)
 
 KINDS = dict(plain=dict(), dynamic=dict(dynamic=True, sampling='sample'), GB=dict(channels='GB'))
 METRICS = [accuracy,top_k_accuracy]
@@ -62,6 +62,27 @@ def test_loaders(trained, ds):
     assert dls.train.new(bs=7).one_batch()[0].shape[0]==7
     assert len(dls.new_empty().train)==0
     assert len(dls.train.new(shuffle=False, drop_last=False))==3
+
+def test_items(trained, ds):
+    train,valid = trained.dls.train_ds,trained.dls.valid_ds
+    assert [int(y) for _,y in train[:3]]==train.labels[:3].tolist() and len(valid[[0,2]])==2 and len(valid[:])==50
+    own = valid.of(train.items.iloc[[70,3]])                            # of another split, as fastai's interpretation asks
+    for (x,y),i in zip(own, (70,3)): assert torch.equal(x, train[i][0]) and y==train[i][1]
+    assert torch.equal(own.of(own.items.iloc[[1]])[0][0], train[3][0])
+
+def test_what_is_no_picture_is_told(trained, ds, tmp_path):
+    for item in (7, None, [], np.zeros(2)):
+        with pytest.raises(ValueError, match='is no picture'): trained.predict(item)
+    with pytest.raises(FileNotFoundError): trained.predict(tmp_path/'missing.png')
+    with pytest.raises(ValueError, match='is one picture'): trained.dls.test_dl(str(files(ds, tmp_path)[0]))
+
+def test_pickles(trained):
+    a,b = (pickle.loads(pickle.dumps(o)) for o in (trained.dls, trained))
+    assert torch.equal(a.valid.one_batch()[0], trained.dls.valid.one_batch()[0]) and same(weights(b), weights(trained))
+
+def test_a_rate_that_a_callback_sets_is_taken(learn):
+    learn.fit(2, 1e-3, cbs=ReduceLROnPlateau(monitor='valid_loss', patience=1, min_delta=10))
+    assert np.allclose([h['lr'] for h in learn.opt.hypers], 1e-4)
 
 def test_show_batch(trained, kind):
     trained.dls.show_batch(max_n=4)
@@ -205,6 +226,11 @@ def test_interpretation(trained, ds):
     losses,idx = interp.top_losses(3)
     assert (losses[:-1]>=losses[1:]).all() and len(interp.top_losses(3, items=True)[2])==3
     interp.plot_top_losses(4); interp.plot_confusion_matrix(); interp.show_results([0,1])
+    of_train = ClassificationInterpretation.from_learner(trained, ds_idx=0)
+    losses,idx = of_train.top_losses(2)
+    x,_,y,*_ = of_train[idx]
+    assert y.tolist()==trained.dls.train_ds.labels[idx].tolist()
+    of_train.plot_top_losses(2)
     assert isinstance(interp.most_confused(), list)
 
 # --- on disk
@@ -332,3 +358,16 @@ def test_fastai_program(folder, tmp_path, program):
     folded = learn.model.eval().fold('GB')
     x = dls.valid.one_batch()[0].as_subclass(torch.Tensor)
     with torch.no_grad(): torch.testing.assert_close(folded(x[:,1:]), learn.model(x[:,1:], channels='GB'), atol=1e-4, rtol=1e-4)
+
+def test_several_labels_a_picture(folder, tmp_path):
+    block = DataBlock((ImageBlock,MultiCategoryBlock), get_items=get_image_files, get_y=lambda o: [o.parent.name], item_tfms=Resize(32))
+    dls = block.dataloaders(folder, bs=16, num_workers=0, device='cpu')
+    learn = Learner(dls, resnet18(num_classes=dls.c), metrics=accuracy_multi, cbs=[ChannelSampling(views=2),MixUp()], path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(learn.recorder.values[0]).all()
+
+def test_our_loaders_in_a_fastai_learner(trained, kind, tmp_path):
+    if kind=='GB': return                                               # a ResNet has three channels
+    learn = Learner(trained.dls, resnet18(num_classes=trained.dls.c), metrics=accuracy, path=tmp_path)       # the loss is that of the data
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(learn.recorder.values[0]).all()

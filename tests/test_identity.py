@@ -1,5 +1,6 @@
 "A run has one name, whoever writes the code better, and a folder is never taken for another run"
 import ast,importlib,inspect,json,shutil,subprocess,sys
+from dataclasses import replace
 from pathlib import Path
 import pytest
 from mils.core import digest
@@ -11,6 +12,7 @@ from mils.protocols import protocols
 from mils.identity import identity,run_name
 from mils.runs import load_run,train_run
 from mils.sweeps import sweep_runs
+from mils.tables import collect_runs
 
 package = Path(inspect.getsourcefile(run_name)).parent
 
@@ -161,16 +163,72 @@ def test_a_widened_network_does_not_get_the_old_run(tiny, tmp_path, own):
     register_model(net(8))
     assert train_run(own, tiny, tmp_path)==first and load_run(first).net[0].out_channels==8
 
+def interrupted(cfg, ds, root, monkeypatch):
+    "The folder of a run that was stopped after its first epoch"
+    from mils import runs
+    write = runs._save_epoch
+    def and_stop(folder):
+        def stop(learn, rows):
+            write(folder)(learn, rows)
+            raise KeyboardInterrupt
+        return stop
+    with monkeypatch.context() as m:
+        m.setattr(runs, '_save_epoch', and_stop)
+        with pytest.raises(KeyboardInterrupt): train_run(cfg, ds, root)
+    folder, = Path(root).iterdir()
+    assert (folder/'state.safetensors').exists() and not (folder/'DONE').exists()
+    return folder
+
 def test_nor_does_it_go_on_with_an_unfinished_one(tiny, tmp_path, own, monkeypatch):
-    def killed(*args, **kwargs): raise KeyboardInterrupt
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr('mils.runs.save_classifier', killed)             # after the last epoch, before the weights
-        train_run(own, tiny, tmp_path)
-    state = tmp_path/run_name(own, tiny)/'state.safetensors'
-    assert state.exists()
+    cfg = replace(own, epochs=2)
+    folder = interrupted(cfg, tiny, tmp_path, monkeypatch)
+    files = {f.name:f.read_bytes() for f in folder.iterdir()}
     register_model(net(16))
-    with pytest.raises(ValueError, match='another mine'): train_run(own, tiny, tmp_path)
-    assert state.exists()
+    with pytest.raises(ValueError, match=r'another mine: 0.weight is \[8, 3, 8, 8\] there'): train_run(cfg, tiny, tmp_path)
+    assert {f.name:f.read_bytes() for f in folder.iterdir()}==files
+    register_model(net(8))
+    assert train_run(cfg, tiny, tmp_path)==folder and (folder/'DONE').exists()
+
+def with_activation(act):
+    "The text of the registered function stays, what it makes does not"
+    from torch import nn
+    def mine(n_classes, c_in=3, size=32):
+        return nn.Sequential(nn.Conv2d(c_in, 8, 8, 8), act(), nn.Flatten(), nn.Linear(8*(size//8)**2, n_classes))
+    return mine
+
+@pytest.mark.parametrize('done', [True,False])
+def test_another_activation_has_the_same_shapes_and_is_found(tiny, tmp_path, own, monkeypatch, done):
+    from torch import nn
+    cfg = replace(own, epochs=2)
+    register_model(with_activation(nn.ReLU))
+    if done: folder = train_run(cfg, tiny, tmp_path)
+    else: folder = interrupted(cfg, tiny, tmp_path, monkeypatch)
+    register_model(with_activation(nn.Tanh))
+    with pytest.raises(ValueError, match='another mine: .* today'): train_run(cfg, tiny, tmp_path)
+    register_model(with_activation(nn.ReLU))
+    assert train_run(cfg, tiny, tmp_path)==folder
+
+def test_tables_of_networks_that_are_not_registered_here(tiny, tmp_path, own, monkeypatch):
+    folder = train_run(own, tiny, tmp_path)
+    monkeypatch.delitem(models, 'mine')
+    assert list(collect_runs(tmp_path)['runs'].run)==[folder.name]
+
+def test_runs_from_before_there_were_versions_are_left_out(tiny, tmp_path, own):
+    old,new = train_run(own, tiny, tmp_path/'old'),train_run(own, tiny, tmp_path/'new')
+    about = json.loads((old/'config.json').read_text())
+    del about['versions']
+    old = shutil.move(old, tmp_path/'new'/'mine-s0-0123456789ab')
+    (Path(old)/'config.json').write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match='1 runs from before versions'): t = collect_runs(tmp_path/'new')
+    assert list(t['runs'].run)==[new.name]
+
+def test_a_damaged_configuration_is_named(tiny, tmp_path, own):
+    folder = train_run(own, tiny, tmp_path)
+    (folder/'config.json').write_text('{')
+    for f in (lambda: train_run(own, tiny, tmp_path), lambda: collect_runs(tmp_path)):
+        with pytest.raises(ValueError, match='config.json is damaged'): f()
+    (folder/'config.json').unlink()
+    with pytest.raises(ValueError, match='config.json is missing'): train_run(own, tiny, tmp_path)
 
 def test_a_folder_with_other_settings_is_refused(tiny, tmp_path):
     cfg = Config(epochs=1, overrides=dict(bs=60), precision='float32')
