@@ -11,9 +11,6 @@ from dataclasses import asdict,replace
 from datetime import datetime,timezone
 from pathlib import Path
 from textwrap import dedent
-import numpy as np,pandas as pd,torch
-from filelock import FileLock
-from safetensors import safe_open,SafetensorError
 from .core import code_digest,set_name,write_atomic
 from .imageset import ImageSet
 from .generators import generators
@@ -24,6 +21,9 @@ from .weights import Classifier,create_network,load_classifier,load_state,load_t
 from .prediction import predict,predict_sets
 from .dynamics import dead_units,Gradients
 from .identity import as_ever,data_identity,declared,environment,run_name,source_digest
+import numpy as np,pandas as pd,torch
+from filelock import FileLock
+from safetensors import safe_open,SafetensorError
 
 # %% ../nbs/06c_runs.ipynb #685f1deb
 def _resume(learn, folder):

@@ -1,6 +1,7 @@
 import os
 os.environ.setdefault('TQDM_DISABLE', '1')
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')         # workers fill the cores already
+import mils           # noqa: F401 - before PyTorch, which reads how threads wait when it is loaded
 import pytest
 from hypothesis import settings
 
