@@ -12,13 +12,13 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 import mils
+import torch
 from .core import code_digest,digest
 from .imageset import ImageSet
 from .generators import generators
 from .models import models
 from .machine import default_device,has_bf16
 from .config import Config
-import torch
 
 # %% ../nbs/06b_identity.ipynb #d23d02fa
 versions = dict(

@@ -1,4 +1,4 @@
-"""The golden traces of `tests/golden.csv`: see `nbs/06l_golden.ipynb`.
+"""The golden traces of `tests/golden.csv`: see `nbs/06m_golden.ipynb`.
 
     python tests/golden.py                          # take all steps again, and print what moved
     python tests/golden.py --record NAME            # the traces of something new, or of something whose version was raised

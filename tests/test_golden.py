@@ -1,4 +1,4 @@
-"Golden traces: a few steps of training of all that is registered, see `nbs/06l_golden.ipynb`"
+"Golden traces: a few steps of training of all that is registered, see `nbs/06m_golden.ipynb`"
 from unittest.mock import patch
 import pytest,torch
 from mils.generators import generators
