@@ -7,10 +7,10 @@ __all__ = ['ChannelAdaptive', 'convert', 'DynamicConv2d']
 
 # %% ../nbs/02c_channels.ipynb #7948882a
 from copy import deepcopy
+from .layer import DynamicConv2d
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .layer import DynamicConv2d
 _all_ = ['DynamicConv2d']                  # `from mils.channels import DynamicConv2d` is how a network's author finds it
 
 # %% ../nbs/02c_channels.ipynb #913a8f8e

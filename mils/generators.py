@@ -8,9 +8,9 @@ __all__ = ['generators', 'register_generator', 'completion', 'Generator', 'Covar
 # %% ../nbs/02_generators.ipynb #ea3210b6
 import importlib,pkgutil
 from fastcore.basics import patch
+from .core import Registry
 import torch
 from torch import nn
-from .core import Registry
 
 # %% ../nbs/02_generators.ipynb #db3fff0f
 def completion(

@@ -7,12 +7,12 @@ __all__ = ['DynamicConv2d']
 
 # %% ../nbs/02b_layer.ipynb #6aa16aeb
 from copy import deepcopy
-import torch
-from fastcore.basics import patch
-from torch import nn
 from .core import channel_set,lookup,set_name
 from .generators import generators
 from .mixing import ChannelAttention,mix,mix_present,SetAttention
+import torch
+from fastcore.basics import patch
+from torch import nn
 
 # %% ../nbs/02b_layer.ipynb #0c9d04e4
 class DynamicConv2d(nn.Conv2d):

@@ -7,11 +7,11 @@ __all__ = ['Bank', 'Gray', 'PerCount', 'Shared', 'Adapter']
 
 # %% ../../nbs/02d_counting.ipynb #1ea76051
 from functools import partial
+from ..core import lookup
+from ..generators import Generator,register_generator
 import torch
 from fastcore.basics import patch
 from torch import nn
-from ..core import lookup
-from ..generators import Generator,register_generator
 
 # %% ../../nbs/02d_counting.ipynb #1fa6892a
 @register_generator(name='bank')
