@@ -77,6 +77,13 @@ class Registry(dict):
         if not isinstance(version, int) or version<1: raise ValueError(f'version={version!r} of {self.what} {name}; expected 1, 2, ...')
         self[name],self.versions[name] = f,version
         return f
+    def home(self, name:str)->str:
+        "The module in which an entry is defined"
+        f = self[name]
+        return (f.func if isinstance(f, partial) else f).__module__
+    def ours(self)->list:
+        "Names that this package defines, and not somebody else's"
+        return [name for name in self if self.home(name).startswith('mils.')]
     def __missing__(self, name):
         return lookup(self.copy(), name, self.what)
 

@@ -43,13 +43,15 @@ def first_difference(stored, today):
         if k not in today: return f'{k} is there and is no part of it today'
         if stored[k]!=today[k]: return f'{k} is {stored[k]} there and {today[k]} today'
 
-def _place(f): return 'in this session' if f.__module__=='__main__' else f'in {f.__module__}'
+def _place(registry, name):
+    home = registry.home(name)
+    return 'in this session' if home=='__main__' else f'in {home}'
 
 def version_advice(cfg):
     "Which version to raise, and where"
-    ways = [f'@register_model(version={models.versions[cfg.model]+1}) at {cfg.model} {_place(models[cfg.model])}']
+    ways = [f'@register_model(version={models.versions[cfg.model]+1}) at {cfg.model} {_place(models, cfg.model)}']
     if cfg.dynamic:
-        at = f'{cfg.generator} {_place(generators[cfg.generator])}'
+        at = f'{cfg.generator} {_place(generators, cfg.generator)}'
         ways.append(f'@register_generator(version={generators.versions[cfg.generator]+1}) at {at}')
     return f"If it is meant to be another network now, raise its version: {' or '.join(ways)}"
 
@@ -90,9 +92,9 @@ def _source(f):
 
 def outside_digests(cfg):
     "Digests of the network and the generator, as far as they are defined outside this package"
-    used = {cfg.model:models[cfg.model]}
-    if cfg.dynamic: used[cfg.generator] = generators[cfg.generator]
-    return {k:_source(f) for k,f in used.items() if not f.__module__.startswith('mils.')}
+    used = {cfg.model:models}
+    if cfg.dynamic: used[cfg.generator] = generators
+    return {k:_source(registry[k]) for k,registry in used.items() if not registry.home(k).startswith('mils.')}
 
 def warn_of_changes(cfg, folder, stored):
     for k,now in outside_digests(cfg).items():
