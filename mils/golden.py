@@ -33,14 +33,13 @@ _more = {                           # options that recorded runs use
 
 # %% ../nbs/06m_golden.ipynb #56541d8b
 def golden_configs()->dict: # name of the trace -> `Config`
-    "What is traced: all that this package registers, and each setting that changes a step"
+    "What is traced: all that is registered, and each setting that changes a step"
     def config(**kw): return Config(**{**_usual, **kw})
     c = {}
-    list_models()                   # all networks of this package are known from here on
-    for m in sorted(models.ours()):
+    for m in list_models():
         c[f'model {m}'] = config(model=m, options=_cheap.get(m, {}))
         for o in _more.get(m, []): c[network_name(f'model {m}', o)] = config(model=m, options={**_cheap.get(m, {}), **o})
-    for g in generators.ours(): c[f'generator {g}'] = config(**_dynamic, generator=g)
+    for g in generators: c[f'generator {g}'] = config(**_dynamic, generator=g)
     for s in samplings: c[f'sampling {s}'] = config(dynamic=True, sampling=s)
     for r in recipes:   c[f'recipe {r}'] = config(recipe=r, overrides={})
     for s in schedules: c[f'schedule {s}'] = config(overrides=dict(bs=10, schedule=s))
