@@ -6,8 +6,7 @@
 __all__ = ['RecipeLearner', 'get_learner']
 
 # %% ../nbs/05f_learner.ipynb #357d8348
-import os,time,warnings
-warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)   # fastai's import still calls it
+import os,time
 from contextlib import ExitStack
 from functools import partial
 from .core import channel_set,progress,set_name

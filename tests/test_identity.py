@@ -78,7 +78,8 @@ def rename_locals(source):
         if not isinstance(f, ast.FunctionDef): continue
         inside = [n for o in f.body for n in ast.walk(o)]
         if any(isinstance(n, scopes) for n in inside): continue
-        made = [t.id for n in inside if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+        given = {a.arg for a in ast.walk(f.args) if isinstance(a, ast.arg)}
+        made = [t.id for n in inside if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name) and t.id not in given]
         for n in inside:
             if made and isinstance(n, ast.Name) and n.id==made[0]: n.id = f'{made[0]}_in_better_words'
     return ast.unparse(tree)
