@@ -81,9 +81,9 @@ class Registry(dict):
         "The module in which an entry is defined"
         f = self[name]
         return (f.func if isinstance(f, partial) else f).__module__
-    def ours(self)->list:
-        "Names that this package defines, and not somebody else's"
-        return [name for name in self if self.home(name).startswith('mils.')]
+    def is_ours(self, name:str)->bool:
+        "Whether this package defines an entry, and not somebody else"
+        return self.home(name).startswith('mils.')
     def __missing__(self, name):
         return lookup(self.copy(), name, self.what)
 

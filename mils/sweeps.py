@@ -86,7 +86,7 @@ def _registered(cfgs):
         registry = _registries[kind]
         for name in sorted(names):
             f = registry[name]
-            if registry.home(name).startswith('mils.'): continue
+            if registry.is_ours(name): continue
             if not _can_be_imported(f):
                 raise ValueError(f'{name} is defined in this session, where other processes cannot see it; '
                                  'put it into a file of its own and import it, or train one run at a time (jobs=1)')

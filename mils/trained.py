@@ -12,7 +12,7 @@ from textwrap import dedent
 from .core import code_digest,set_name
 from .generators import generators
 from .models import models
-from .weights import create_network,load_classifier
+from .weights import create_network,load_classifier,net_prefix
 from .prediction import predict
 from .identity import as_ever,data_identity,declared
 import numpy as np,pandas as pd,torch
@@ -77,7 +77,7 @@ def check_folder(cfg, ds, folder):
         if part=='config': stored = {**json.loads(json.dumps(as_ever)), **stored}
         if d := first_difference(stored, today): raise ValueError(f'{folder} holds another run: {d}. Remove the folder to train this one')
     today = todays_shapes(cfg, ds.n_classes, ds.size)
-    for file,prefix in (('model.safetensors',''), ('state.safetensors','net:')):
+    for file,prefix in (('model.safetensors',''), ('state.safetensors',net_prefix)):
         stored = _stored_shapes(folder/file, prefix)
         if stored and (d := first_difference(stored, today)):
             raise ValueError(_another(cfg, folder, d))
@@ -94,7 +94,7 @@ def outside_digests(cfg):
     "Digests of the network and the generator, as far as they are defined outside this package"
     used = {cfg.model:models}
     if cfg.dynamic: used[cfg.generator] = generators
-    return {k:_source(registry[k]) for k,registry in used.items() if not registry.home(k).startswith('mils.')}
+    return {k:_source(registry[k]) for k,registry in used.items() if not registry.is_ours(k)}
 
 def warn_of_changes(cfg, folder, stored):
     for k,now in outside_digests(cfg).items():

@@ -44,6 +44,8 @@ def load_tensors(
                          ' because a pickle runs code when it is loaded') from e
 
 # %% ../nbs/05g_weights.ipynb #4e0cb86e
+net_prefix = 'net:'              # of the network's tensors in a state
+
 def _names(learn):
     "Names of the optimiser's parameters, in its order"
     name = {id(p):k for k,p in learn.model.named_parameters()}
@@ -56,7 +58,7 @@ def save_state(
 ):
     "Everything a run needs to continue after this epoch"
     names = _names(learn)
-    net = {f'net:{k}':v for k,v in learn.model.state_dict().items()}
+    net = {f'{net_prefix}{k}':v for k,v in learn.model.state_dict().items()}
     moments = {f'opt:{names[i]}:{k}':v for i,s in learn.opt.state_dict()['state'].items() for k,v in s.items() if v is not None}
     save_tensors(path, {**net, **moments}, meta)
 
@@ -72,7 +74,7 @@ def load_state(
     "Continue from `save_state`; `ValueError` for the state of another network"
     tensors,meta = load_tensors(path)
     parts = {tuple(k.split(':')):v for k,v in tensors.items()}
-    net = {k[1]:v for k,v in parts.items() if k[0]=='net'}
+    net = {k.removeprefix(net_prefix):v for k,v in tensors.items() if k.startswith(net_prefix)}
     try: learn.model.load_state_dict(net)
     except RuntimeError as e: raise ValueError(f'{path} is the state of another network, or of another version: {e}') from None
     learn.create_opt()
