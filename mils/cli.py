@@ -132,6 +132,15 @@ def audit_file(
     return int(counts['inconsistent']>0)
 
 # %% ../nbs/11b_cli.ipynb #eb913fa7
+@command(name='facts')
+def fill_facts():
+    "Put today's numbers from results/ into the texts of the pages and into README.md"
+    from mils.marks import change_texts,fill,pages_below
+    from mils.site import build_readme
+    changed = [p for p in pages_below('nbs') if change_texts(p, fill)]
+    build_readme()
+    print(f'{len(changed)} pages have changed: {", ".join(p.stem for p in changed)}' if changed else 'every number is up to date')
+
 @command(name='live')
 def make_live_page(
     out:str='nbs/report/live',  # folder of the page's files

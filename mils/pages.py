@@ -17,6 +17,7 @@ from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor
 from nbdev.processors import add_links,clean_magics,filter_stream_,hide_line,populate_language,rm_header_dash,strip_ansi
 from .core import progress
+from .marks import change_texts,fill,pages_below,without_marks
 
 # %% ../nbs/10a_pages.ipynb #67c55a6d
 # a line as glog writes it (level, day, time, process), and a progress bar
@@ -51,9 +52,9 @@ def run_notebook(
 def stage_pages(
     root,  # the project's folder, with `settings.ini`
     to,  # where the copy appears
-    execute:bool=True,  # run the notebooks of `nbs/report/`
+    execute:bool=True,  # run the notebooks of `nbs/report/`, and fill the marks of all pages
 ):
-    "Copy `nbs/`, and in the copy execute the report"
+    "Copy `nbs/`, and in the copy execute the report; the marks of the texts are gone afterwards"
     nbs = Path(root)/'nbs'
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns('.*', '_docs', '_proc'))
     report = sorted(Path(to).glob('report/*.ipynb')) if execute else []
@@ -61,6 +62,7 @@ def stage_pages(
         nb = nbformat.read(f, 4)
         run_notebook(nb, nbs/'report', f'nbs/report/{f.name}')
         nbformat.write(nb, f)
+    for f in pages_below(to): change_texts(f, lambda text: without_marks(fill(text) if execute else text))
 
 # %% ../nbs/10a_pages.ipynb #afaf5794
 def _shown(cell):

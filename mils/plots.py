@@ -91,3 +91,23 @@ def draw_frontier(
     draw_names(ax, t.macs, t.accuracy, [f'{n} · {d:.0f}' for n,d in zip(short, t.depth)])
     draw_mark_key(ax)
     return ax
+
+# %% ../nbs/07e_plots.ipynb #9ad8bf71
+def draw_answers(
+    comparisons:dict,  # label -> `ratio`, `ratio_low` and `ratio_high` as attributes, such as a `Comparison`
+    goal:float=None,  # a share that is drawn as a second line
+    ax=None,  # of matplotlib
+):
+    "Shares of a yardstick's accuracy with their intervals, a row each"
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(8,.42*len(comparisons)+.7))[1]
+    for y,(label,r) in enumerate(comparisons.items()):
+        ax.plot([100*r.ratio_low,100*r.ratio_high], [y,y], '-', color='C0', lw=2.5, solid_capstyle='butt')
+        ax.plot(100*r.ratio, y, 'o', color='C0', ms=7)
+        ax.annotate(f'{100*r.ratio:.1f} %', (100*r.ratio,y), (0,6), textcoords='offset points', ha='center', fontsize=9)
+    ax.axvline(100, color='.3', lw=1)
+    if goal: ax.axvline(100*goal, color='.3', lw=1, ls=':')
+    ax.set(yticks=range(len(comparisons)), yticklabels=comparisons, xlabel="% of the yardstick's accuracy")
+    ax.set_ylim(len(comparisons)-.5, -.7)
+    ax.figure.tight_layout()
+    return ax

@@ -16,6 +16,7 @@ from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from pybtex.database import parse_file
+from .marks import change_texts,without_marks
 from .pages import apply_directives,Page,read_page,stage_pages
 from .markup import markdown,references
 
@@ -158,7 +159,7 @@ def build_readme(
     root = Path(root).resolve()
     get_config.cache_clear()
     with tempfile.TemporaryDirectory() as tmp, working_directory(root):
-        shutil.copy(root/'nbs'/'index.ipynb', tmp)
+        change_texts(shutil.copy(root/'nbs'/'index.ipynb', tmp), without_marks)
         apply_directives(tmp)
         page = read_page('index.ipynb', tmp)
     for c in page.nb.cells:
