@@ -35,7 +35,8 @@ class Network:
     train_ms:float  # a training step
     energy_mj:float  # of one picture alone; not a number where there is no counter
     parameters:float  # of what is deployed, millions
-    load:float; alone:float; in_batch:float; training:float; energy:float  # multiples: multiply-adds, ms, time in a batch, train_ms, energy in a batch
+    load:float; alone:float  # as multiples: multiply-adds, ms
+    in_batch:float; training:float; energy:float  # as multiples: time and energy in a batch, train_ms
 
 def _network(t, name, four):
     "One row, and its multiples of the row `four`"
