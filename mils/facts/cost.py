@@ -33,7 +33,6 @@ class Network:
     ms:float  # one picture alone
     rate:float  # pictures a second, in batches of a useful size
     train_ms:float  # a training step
-    energy_mj:float  # of one picture alone; not a number where there is no counter
     parameters:float  # of what is deployed, millions
     load:float; alone:float  # as multiples: multiply-adds, ms
     in_batch:float; training:float; energy:float  # as multiples: time and energy in a batch, train_ms
@@ -42,14 +41,12 @@ def _network(t, name, four):
     "One row, and its multiples of the row `four`"
     r,o = t.loc[name],t.loc[four]
     energy = r.batch_energy_mj/o.batch_energy_mj if 'batch_energy_mj' in t else float('nan')
-    return Network(r.ms, r.rate, r.train_ms, r.energy_mj, r.parameters_deployed/1e6,
+    return Network(r.ms, r.rate, r.train_ms, r.parameters_deployed/1e6,
         r.multiply_adds/o.multiply_adds, r.ms/o.ms, o.rate/r.rate, r.train_ms/o.train_ms, energy)
 
 # %% ../../nbs/09f_cost.ipynb #2ec6d99f
-names = dict(four='strict4 fine=2', four_wide='strict4 width=1.5', wide='wide_resnet width=4', same=_same, twin=_twin,
-    efficientnet='efficientnet_style',
-    resnest='resnest4', resnet34_cifar='resnet34 stem=cifar', resnet34_half='resnet34 stem=half',
-        resnet34_imagenet='resnet34 stem=imagenet')
+names = dict(four='strict4 fine=2', four_wide='strict4 width=1.5', same=_same, twin=_twin,
+    resnet34_cifar='resnet34 stem=cifar', resnet34_imagenet='resnet34 stem=imagenet')
 
 def _networks(t):
     "The networks that have a short name and were measured"
@@ -100,10 +97,9 @@ def multiples()->pd.DataFrame: # one row a network and kind: reported, measured
 class Cost:
     "What the networks of Task B cost, deployed"
     size:int; classes:int; threads:int; rounds:int; train_batch:int; machine:str  # how it was measured on the processor
-    gpu_machine:str; gpu_rounds:int; gpu_networks:int  # and on the GPU
-    networks:int  # measured on the processor, each once
+    gpu_machine:str; gpu_networks:int  # and on the GPU
     cpu:dict; gpu:dict  # short name -> Network
-    alone:Follows; in_batch:Follows; training:Follows  # what the time of a picture alone, in a batch, and of a training step goes with
+    alone:Follows; in_batch:Follows  # what the time of a picture goes with, alone and in a batch
     stems_load:float; stems_alone:float  # dearest over cheapest stem of ResNet34: multiply-adds, ms
     four_wide_parameters:float  # of `four_wide`, as a multiple of four layers'
     agreement:dict  # kind of cost -> rank correlation of reported and measured, the Wide ResNet aside
@@ -125,8 +121,8 @@ def read()->Cost:
     stems = t[t.index.str.startswith('resnet34')]
     agreement,agreement_of = _agreement()
     return Cost(int(o['size']), int(o.classes), int(o.threads), int(o.rounds), int(o.train_batch), o.machine,
-        g.machine, int(g.rounds), len(gpu), len(each), cpu, _networks(gpu),
-        _follows(each.ms, each), _follows(1/each.rate, each), _follows(each.train_ms, each),
+        g.machine, len(gpu), cpu, _networks(gpu),
+        _follows(each.ms, each), _follows(1/each.rate, each),
         stems.multiply_adds.max()/stems.multiply_adds.min(), stems.ms.max()/stems.ms.min(),
         cpu['four_wide'].parameters/cpu['four'].parameters, agreement, agreement_of)
 

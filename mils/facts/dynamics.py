@@ -117,7 +117,7 @@ class Dynamics:
     sooner:dict  # cifar, half, imagenet: the study's Wide ResNet against ResNet34 with that stem -> Sooner
     least_ratio:float; most_ratio:float  # first layer of the study's Wide ResNet over ResNet34: over stems, measures and times
     reported_ratio:str; reported_sooner:str  # as the study has them
-    spread:dict  # four, wide, resnet34: largest over smallest gradient times weight among a network's layers
+    spread:dict  # four, resnet34: largest over smallest gradient times weight among a network's layers
     layers:int; rank:int  # weight layers of the best ResNet34; place of its first one by gradient times weight, from the largest
     dead:int; counted:int  # networks with units that never vary, of those whose units were counted
 
@@ -127,9 +127,10 @@ def _leads(c):
     curve = 100*c.epochs.groupby(['network','epoch']).val_top1.mean().unstack(0)
     return curve,curve[c.ours]-curve[c.stems].max(axis=1)
 
-def _reported(quantity):
+def _reported(*quantities):
+    "As the study has them"
     r = pd.read_csv(results_dir()/'reported'/'reported.csv').set_index('quantity').value
-    return str(r[quantity])
+    return [str(r[k]) for k in quantities]
 
 # %% ../../nbs/09g_dynamics.ipynb #307f26a1
 def read()->Dynamics:
@@ -137,18 +138,17 @@ def read()->Dynamics:
     c = curves()
     curve,lead = _leads(c)
     s,ratios = speed(c),ratio_table(c)
-    three = {'four':c.ours, 'wide':c.study, 'resnet34':c.best}
-    spread = {k:_later(c, n).max()/_later(c, n).min() for k,n in three.items()}
+    later = {'four':_later(c, c.ours), 'resnet34':_later(c, c.best)}
+    deep = later['resnet34']
     units = c.runs.groupby('network')[['units','dead_units']].mean()
-    deep = _later(c, c.best)
     return Dynamics(conditions_of(c.runs), len(curve), curve.shape[1],
         int((lead>=1).sum()), f'{lead.iloc[0]:+.1f}', f'{lead.iloc[-1]:+.1f}', f'`{curve.iloc[0].idxmax()}`',
             f'`{curve.iloc[-1].idxmax()}`',
         int((c.runs.groupby('network').seed.nunique()==1).sum()),
         {n.partition('stem=')[2]:_sooner(s, c.study, n) for n in c.stems},
-        ratios.min(axis=None), ratios.max(axis=None), _reported('gradient_magnitude_ratio_vs_resnet34'),
-            _reported('convergence_speedup_to_50pct'),
-        spread, len(deep), int(deep.rank(ascending=False).iloc[0]),
+        ratios.min(axis=None), ratios.max(axis=None),
+        *_reported('gradient_magnitude_ratio_vs_resnet34', 'convergence_speedup_to_50pct'),
+        {k:v.max()/v.min() for k,v in later.items()}, len(deep), int(deep.rank(ascending=False).iloc[0]),
         int((units.dead_units>0).sum()), int(units.units.notna().sum()))
 
 # %% ../../nbs/09g_dynamics.ipynb #e68dcf00
