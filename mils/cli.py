@@ -155,10 +155,16 @@ def make_live_page(
 def build_report(
     out:str='_docs',  # folder for the pages
     stored:bool=False,  # show the notebooks' stored outputs instead of running the report again
+    serve:bool=False,  # then show the pages at a port of this machine, until interrupted
+    port:int=8000,  # of this machine
 ):
     "Build the report site and print the path of its first page"
-    from mils.site import build_site
+    from mils.site import build_site,site_server
     build_site(out, execute=not stored)
+    if not serve: return
+    with site_server(out, port) as server:
+        print(f'http://127.0.0.1:{server.server_port}/report/index.html, until Ctrl-C', flush=True)
+        server.serve_forever()
 
 # %% ../nbs/11b_cli.ipynb #1329dbc7
 def _usage():
