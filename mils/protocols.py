@@ -71,6 +71,19 @@ protocols['task-a-folds'] = dict(_photos, precision='float32', epochs=17, seeds=
          'a little less than its floor, after one training of it had gained 0.9 points on validation images', views=3),
     _one('what the layer has to do with that; added with it', seeds=_five, views=3, generator='rescale')])
 
+# %% ../nbs/06a_protocols.ipynb #46ffc0e1
+_confirmed = dict(precision='float32', epochs=17, seeds=_five, folds=True, overrides=dict(lr=1e-2))
+protocols['task-a-others'] = dict(data='tin100', size=32, classes='50-99', **_confirmed, arms=[
+    *_specialists('a specialist'),
+    _one('one network, with the steps of one specialist'),
+    _one('the strong baseline', generator='rescale')])
+
+# %% ../nbs/06a_protocols.ipynb #b7a33a84
+_more_decay = dict(overrides=dict(lr=1e-2, wd=.3))
+protocols['task-a-controls'] = dict(_photos, **{**_confirmed, **_more_decay}, arms=[
+    *_specialists('a specialist with more weight decay and twice the epochs', epochs=2*17),
+    _one('the strong baseline with the steps of all seven together', generator='rescale', epochs=7*17)])
+
 # %% ../nbs/06a_protocols.ipynb #bcf83e61
 protocols['task-a-8'] = dict(_photos, precision='float32', epochs=5, seeds=range(3), overrides=dict(lr=1e-2), derived=True, arms=[
     _plain('a network that sees all eight channels'),
@@ -100,6 +113,11 @@ protocols['task-b'] = dict(_task_b, seeds=range(3), arms=[
     _strict4("hardly dearer than strict4, and second among the five ideas; added last, untested, to beat the study's own network", fine=1),
     _study_width("the study's own network, at twice the arithmetic of that; untested then, but for one seed of its twin in the ablations"),
     arm('strict3', 'the best of the ideas for three layers, one at a time; an arm before its test accuracy was looked at', fine=2)])
+
+# %% ../nbs/06a_protocols.ipynb #c7aa61b8
+_searched = [{**opt, **lr} for opt in ({}, dict(opt='muon')) for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]   # {}: AdamW, 0.002
+protocols['task-b-tuning'] = dict(_task_b, epochs=3, seeds=[0], arms=[
+    net(f'the same search for {whom}', overrides=o) for net,whom in ((_fine,'our network'),(_cifar,'ResNet34')) for o in _searched])
 
 # %% ../nbs/06a_protocols.ipynb #d9734ec2
 _three = range(3)
