@@ -15,15 +15,17 @@ from pathlib import Path
 # %% ../nbs/00_core.ipynb #85c8c347
 def channel_set(
     channels,  # a string of one-letter names (`"GB"`) or a sequence of names (`["R", "NIR"]`)
-    names='RGB',  # every channel there is, in the order in which tensors hold them
-)->tuple: # the names, in the order of `names`
-    "Check a channel set and put it in order; `ValueError` for an unknown, repeated or missing channel"
+    names='RGB',  # every channel there is
+)->tuple: # the names, in the order of `channels`
+    "Check a channel set; `ValueError` for an unknown, repeated or missing channel"
     got,known = tuple(channels),tuple(names)
     if not got: raise ValueError(f"empty channel set; choose one or more of {', '.join(known)}")
     if bad := [c for c in got if c not in known]:
-        raise ValueError(f"unknown channel {', '.join(map(repr,bad))} in {channels!r}; possible: {', '.join(known)}")
+        hint = ''
+        if isinstance(channels, str) and len(bad)>1: hint = f'; a name of several letters is written [{channels!r}]'
+        raise ValueError(f"unknown channel {', '.join(map(repr,bad))} in {channels!r}; possible: {', '.join(known)}{hint}")
     if len(set(got))<len(got): raise ValueError(f"channel given twice in {channels!r}; each of {', '.join(known)} may appear once")
-    return tuple(sorted(got, key=known.index))
+    return got
 
 # %% ../nbs/00_core.ipynb #06f6236b
 def channel_sets(

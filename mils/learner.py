@@ -9,14 +9,6 @@ __all__ = ['RecipeLearner', 'get_learner']
 import os,time
 from contextlib import ExitStack
 from functools import partial
-from .core import channel_set,progress,set_name
-from .imageset import ImageSet
-from .models import create_model
-from .optim import layer_groups,opts,PairedGroups,schedules
-from .machine import Autocast,default_device,keep_memory
-from .batches import Batches,stats_of
-from .sampling import ChannelSampling,samplings
-from .config import Config
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -28,6 +20,14 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
+from .core import channel_set,progress
+from .imageset import ImageSet
+from .models import create_model
+from .optim import layer_groups,opts,PairedGroups,schedules
+from .machine import Autocast,default_device,keep_memory
+from .batches import Batches,stats_of
+from .sampling import ChannelSampling,samplings
+from .config import Config
 
 # %% ../nbs/05f_learner.ipynb #5a08e116
 class RecipeLearner(Learner):
@@ -150,7 +150,6 @@ def _optimizer(groups, lr, name, wd):
 def _check_channels(channels, ds, stats):
     "`ValueError` for channels that a network cannot be trained on"
     known = channel_set(channels, ds.channels)
-    if tuple(channels)!=known: raise ValueError(f'channels={set_name(channels)!r}; expected {set_name(known)!r}, the order of the data')
     flat = [c for c,deviation in zip(ds.channels, stats.std) if c in known and not deviation>0]
     if flat: raise ValueError(f'channel {flat[0]} is the same everywhere in the training images')
 

@@ -6,14 +6,14 @@
 __all__ = ['predict', 'predict_sets', 'recalibrate']
 
 # %% ../nbs/05h_prediction.ipynb #fedcacbc
+import numpy as np,pandas as pd,torch
+from torch import nn
 from .core import channel_set,channel_sets,set_name
 from .imageset import ChannelStats,ImageSet
 from .channels import ChannelAdaptive
 from .pictures import Pictures
 from .batches import stats_of
 from .weights import Classifier
-import numpy as np,pandas as pd,torch
-from torch import nn
 
 # %% ../nbs/05h_prediction.ipynb #31e7f703
 @torch.inference_mode()
@@ -30,6 +30,7 @@ def predict(
     if not isinstance(net, Classifier): net = _with_input(net, ds, trained, stats)
     device,adaptive = next(net.parameters()).device,isinstance(net.net, ChannelAdaptive)
     wanted = channel_set(channels or net.channels, net.channels)
+    if not adaptive: wanted = _all_of(net, wanted)
     pictures,out = Pictures(ds, split, wanted).to(device),[]
     net.eval()
     for i in torch.arange(len(pictures), device=device).split(bs):
@@ -38,6 +39,11 @@ def predict(
         out.append(_ranked(logits.softmax(1), y).cpu())
     y,pred,rank,p = torch.cat(out).T
     return pd.DataFrame(dict(image=pictures.names, label=y.int(), pred=pred.int(), rank=rank.int(), p=p))
+
+def _all_of(net, wanted):
+    "The channels of a plain network in its own order; `ValueError` where fewer are wanted"
+    if len(wanted)==len(net.channels): return net.channels
+    raise ValueError(f'the network was made for {set_name(net.channels)} alone, not for {set_name(wanted)}')
 
 def _with_input(net, ds, trained, stats):
     "A network that takes normalised pictures as a `Classifier`"

@@ -8,6 +8,12 @@ __all__ = ['save_tensors', 'load_tensors', 'Classifier', 'save_classifier', 'loa
 # %% ../nbs/05g_weights.ipynb #5c008bd9
 import json
 from dataclasses import asdict,replace
+import numpy as np,torch
+from torch import nn
+from fastcore.basics import patch
+from fastai.learner import Learner
+from safetensors import safe_open,SafetensorError
+from safetensors.torch import save
 from .core import channel_set,set_name,write_atomic
 from .imageset import ChannelStats
 from .channels import ChannelAdaptive
@@ -15,12 +21,6 @@ from .models import create_model
 from .batches import scale_and_offset,stats_of
 from .config import Config
 from .learner import RecipeLearner
-import numpy as np,torch
-from torch import nn
-from fastcore.basics import patch
-from fastai.learner import Learner
-from safetensors import safe_open,SafetensorError
-from safetensors.torch import save
 
 # %% ../nbs/05g_weights.ipynb #34553d56
 def save_tensors(
@@ -118,13 +118,13 @@ class Classifier(nn.Module):
     def forward(self, x, mask=None, channels=None):
         z = self.normalise(x, channels)
         if not isinstance(self.net, ChannelAdaptive): return self.net(z)
-        return self.net(z, mask, channels)
+        return self.net(z, mask, channels=channels)
 
 # %% ../nbs/05g_weights.ipynb #55af6bb3
 @patch
 def fold(self:Classifier,
     channels,  # a channel set
-)->Classifier: # takes just these channels; a plain network
+)->Classifier: # takes just these channels, in this order; a plain network
     "A copy for this set alone; `ValueError` where the network has no stem for channel sets"
     if not isinstance(self.net, ChannelAdaptive): raise ValueError(f'the network was made for {set_name(self.channels)} alone')
     channels,cfg = channel_set(channels, self.channels),None
