@@ -9,6 +9,8 @@ __all__ = ['stats_of', 'Batches']
 import math,time,warnings
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
 from itertools import islice
+from .imageset import ChannelStats,ImageSet
+from .pictures import Pictures
 import numpy as np,torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -16,8 +18,6 @@ from fastai.data.core import TfmdDL
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorCategory,TensorImage,to_cpu
 import fastai.vision.learner  # noqa: F401   # how fastai shows batches and results of pictures
-from .imageset import ChannelStats,ImageSet
-from .pictures import Pictures
 
 # %% ../nbs/05c_batches.ipynb #ecdd7d5a
 def stats_of(

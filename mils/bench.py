@@ -9,8 +9,6 @@ __all__ = ['compare_speed']
 import json,os,subprocess,sys,tempfile,time
 from dataclasses import asdict
 from pathlib import Path
-import pandas as pd,torch
-from PIL import Image
 from .manifest import read_manifest
 from .imageset import ImageSet
 from .cache import cached
@@ -22,6 +20,8 @@ from .batches import Batches
 from .config import Config
 from .learner import get_learner
 from .usual import train_plain,usual_loader,write_files
+import pandas as pd,torch
+from PIL import Image
 
 # %% ../nbs/06l_bench.ipynb #87d87e38
 def _new_net(cfg, ds, device, **kwargs):

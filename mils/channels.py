@@ -9,13 +9,12 @@ __all__ = ['ChannelAdaptive', 'NotTaken', 'Widened', 'convert', 'DynamicConv2d']
 import inspect
 from contextlib import contextmanager
 from copy import deepcopy
-from .layer import DynamicConv2d
+import mils.surgery  # noqa: F401   # `from_conv`, `fold` and `extend` of the layer
+from .layer import DynamicConv2d,set_of_call
 import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.utils._pytree import tree_flatten
-import mils.surgery  # noqa: F401   # `from_conv`, `fold` and `extend` of the layer
-from .layer import DynamicConv2d,set_of_call
 _all_ = ['DynamicConv2d']                  # `from mils.channels import DynamicConv2d` is how a network's author finds it
 
 # %% ../nbs/02d_channels.ipynb #1152c9b8

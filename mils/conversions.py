@@ -7,11 +7,11 @@ __all__ = ['conversions']
 
 # %% ../nbs/06g_conversions.ipynb #78a81f61
 from copy import deepcopy
+from .layer import DynamicConv2d
+from .channels import convert
 import torch
 from torch import nn
 import torch.nn.functional as F
-from .layer import DynamicConv2d
-from .channels import convert
 
 # %% ../nbs/06g_conversions.ipynb #2ff2f379
 class ConstantFill(nn.Module):

@@ -8,9 +8,6 @@ __all__ = ['convert_runs']
 # %% ../nbs/06h_converted.ipynb #d3372318
 import itertools
 from pathlib import Path
-import pandas as pd,torch
-from torch import nn
-import torch.nn.functional as F
 from .core import channel_sets,lookup,progress,set_name,write_atomic
 from .imageset import ImageSet
 from .batches import Batches
@@ -19,6 +16,9 @@ from .runs import load_run
 from .sweeps import run_set
 from .tables import finished_runs,grow_table
 from .conversions import by_position,conversions
+import pandas as pd,torch
+from torch import nn
+import torch.nn.functional as F
 
 # %% ../nbs/06h_converted.ipynb #5829683c
 def _in_and_out(net, layer, x):

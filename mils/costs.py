@@ -10,11 +10,11 @@ import gc,time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-import pandas as pd,torch
 from .core import network_name,progress
 from .models import create_model
 from .profile import fuse_norms,in_turns,multiply_adds,parameters,quartiles,throughput
 from .depth import depth
+import pandas as pd,torch
 
 # %% ../nbs/04b_costs.ipynb #543d2b16
 def _status(key):

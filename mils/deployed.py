@@ -7,8 +7,6 @@ __all__ = ['deployed_runs']
 
 # %% ../nbs/06j_deployed.ipynb #5471d887
 from pathlib import Path
-import pandas as pd,torch
-from torch import nn
 from .core import progress,write_atomic
 from .imageset import ImageSet
 from .profile import fuse_norms
@@ -17,6 +15,8 @@ from .runs import load_run
 from .sweeps import run_set
 from .tables import grow_table
 from .converted import plain_runs
+import pandas as pd,torch
+from torch import nn
 
 # %% ../nbs/06j_deployed.ipynb #3a75310d
 @torch.inference_mode()

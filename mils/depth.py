@@ -7,9 +7,9 @@ __all__ = ['Depth', 'depth', 'draw_depth']
 
 # %% ../nbs/04a_depth.ipynb #0d4dfcde
 from dataclasses import dataclass
+from .profile import deployed
 import networkx as nx,torch
 from torch import nn
-from .profile import deployed
 
 # %% ../nbs/04a_depth.ipynb #063db718
 _layers = {'conv1d','conv2d','conv3d','convolution','conv_transpose2d','linear','addmm','mm','matmul','bmm'}

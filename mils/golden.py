@@ -10,7 +10,6 @@ import inspect
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-import numpy as np,pandas as pd,torch
 from .core import network_name
 from .chroma import chroma
 from .generators import generators
@@ -20,6 +19,7 @@ from .sampling import samplings
 from .config import Config,recipes
 from .learner import get_learner
 from .identity import declared
+import numpy as np,pandas as pd,torch
 
 # %% ../nbs/06m_golden.ipynb #e80f4497
 _usual = dict(precision='float32', epochs=2, overrides=dict(bs=10))

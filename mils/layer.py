@@ -8,12 +8,12 @@ __all__ = ['set_of_call', 'DynamicConv2d']
 # %% ../nbs/02b_layer.ipynb #6aa16aeb
 import json
 from contextvars import ContextVar
-import torch
-from fastcore.basics import patch
-from torch import nn
 from .core import channel_set,lookup,set_name
 from .generators import generators
 from .mixing import ChannelAttention,mix,mix_present,runs_now,SetAttention
+import torch
+from fastcore.basics import patch
+from torch import nn
 
 # %% ../nbs/02b_layer.ipynb #49b16857
 def _correlation(stats, channels):

@@ -9,6 +9,14 @@ __all__ = ['RecipeLearner', 'get_learner']
 import os,time
 from contextlib import ExitStack
 from functools import partial
+from .core import channel_set,progress
+from .imageset import ImageSet
+from .models import create_model
+from .optim import layer_groups,opts,PairedGroups,schedules
+from .machine import Autocast,default_device,keep_memory
+from .batches import Batches,stats_of
+from .sampling import ChannelSampling,samplings
+from .config import Config
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -20,14 +28,6 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from .core import channel_set,progress
-from .imageset import ImageSet
-from .models import create_model
-from .optim import layer_groups,opts,PairedGroups,schedules
-from .machine import Autocast,default_device,keep_memory
-from .batches import Batches,stats_of
-from .sampling import ChannelSampling,samplings
-from .config import Config
 
 # %% ../nbs/05f_learner.ipynb #5a08e116
 class RecipeLearner(Learner):

@@ -9,14 +9,14 @@ __all__ = ['write_live']
 import base64,io,json,logging,shutil,subprocess,tarfile,tempfile,warnings
 from contextlib import contextmanager
 from pathlib import Path
-import torch
-from PIL import Image
 from .core import channel_set,channel_sets,set_name,write_atomic
 from .chroma import chroma
 from .channels import ChannelAdaptive
 from .config import Config
 from .learner import get_learner
 from .prediction import predict_sets
+import torch
+from PIL import Image
 
 # %% ../nbs/10_live.ipynb #38af3e9b
 def live_net(

@@ -6,12 +6,12 @@
 __all__ = ['ChannelAttention', 'SetAttention', 'is_recorded', 'runs_now', 'mix', 'mix_present']
 
 # %% ../nbs/02a_mixing.ipynb #4d4e05e0
+from .generators import grow
 import torch
 from fastcore.basics import patch
 from torch import nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses import FakeTensor
-from .generators import grow
 
 # %% ../nbs/02a_mixing.ipynb #9a2d0db4
 class ChannelAttention(nn.Module):

@@ -9,12 +9,12 @@ __all__ = ['models', 'register_model', 'conv_bn', 'ConcatPool', 'small_cnn', 'Re
 # %% ../nbs/03_models.ipynb #e3024254
 import importlib,inspect,pkgutil
 from functools import cache
+from .core import channel_set,lookup,Registry
+from .channels import convert
 import torch
 from torch import nn
 import torch.nn.functional as F
 from torchvision.models import resnet34 as _tv_resnet34
-from .core import channel_set,lookup,Registry
-from .channels import convert
 
 # %% ../nbs/03_models.ipynb #a8013eed
 models = Registry('model')

@@ -9,15 +9,15 @@ __all__ = ['Pictures']
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from .core import channel_set,set_name
+from .decode import decode as decode_file,square_rgb
+from .imageset import ImageSet
 import numpy as np,pandas as pd,torch
 from PIL import Image,ImageOps
 from fastcore.basics import patch
 from fastai.data.transforms import Category,CategoryMap
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage,to_cpu
-from .core import channel_set,set_name
-from .decode import decode as decode_file,square_rgb
-from .imageset import ImageSet
 
 # %% ../nbs/05b_pictures.ipynb #634827b8
 def _mirror(

@@ -6,14 +6,14 @@
 __all__ = ['predict', 'predict_sets', 'recalibrate']
 
 # %% ../nbs/05h_prediction.ipynb #fedcacbc
-import numpy as np,pandas as pd,torch
-from torch import nn
 from .core import channel_set,channel_sets,set_name
 from .imageset import ChannelStats,ImageSet
 from .channels import ChannelAdaptive
 from .pictures import Pictures
 from .batches import stats_of
 from .weights import Classifier
+import numpy as np,pandas as pd,torch
+from torch import nn
 
 # %% ../nbs/05h_prediction.ipynb #31e7f703
 @torch.inference_mode()

@@ -7,12 +7,12 @@ __all__ = ['deployed', 'parameters', 'multiply_adds', 'quartiles', 'fuse_norms',
 
 # %% ../nbs/04_profile.ipynb #c5c061ea
 from copy import deepcopy
+from .channels import ChannelAdaptive
 import pandas as pd,torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse as _merge_norms
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode,sdpa_flop_count
-from .channels import ChannelAdaptive
 
 # %% ../nbs/04_profile.ipynb #70d8182e
 def deployed(

@@ -8,12 +8,12 @@ __all__ = []
 # %% ../nbs/08g_recounts.ipynb #b00553d9
 import re
 from functools import lru_cache
+from .models import create_model
+from .claims import is_number,meets,stated
 import pandas as pd,torch
 from mpmath import iv
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from .models import create_model
-from .claims import is_number,meets,stated
 
 # %% ../nbs/08g_recounts.ipynb #73b30fe6
 def _in_row(name, m):

@@ -10,18 +10,17 @@ import json,sys
 from dataclasses import asdict
 from datetime import datetime,timezone
 from pathlib import Path
-from textwrap import dedent
-import numpy as np,pandas as pd,torch
+import pandas as pd
 from filelock import FileLock
-from safetensors import safe_open,SafetensorError
-from .core import code_digest,set_name,write_atomic
+from .core import write_atomic
 from .imageset import ImageSet
 from .config import Config
 from .learner import get_learner
 from .weights import Classifier,load_classifier,load_state,load_tensors,save_classifier,save_state
 from .prediction import predict_sets
 from .dynamics import dead_units,Gradients
-from .identity import as_ever,data_identity,declared,environment,run_name,source_digest
+from .identity import data_identity,declared,environment,run_name,source_digest
+from .trained import check_folder,check_resumed,first_difference,outside_digests,shapes_of,todays_shapes,version_advice,warn_of_changes
 
 # %% ../nbs/06d_runs.ipynb #685f1deb
 def _resume(learn, folder):
@@ -99,107 +98,7 @@ def train_run(
         (folder/'state.safetensors').unlink(missing_ok=True)
     return folder
 
-# %% ../nbs/06c_runs.ipynb #7c274ac2
-def _is_weight(k): return not k.endswith('_extra_state')                       # names of channels; older files have none
-def _shapes(tensors): return {k:list(v.shape) for k,v in tensors.items() if _is_weight(k)}
-
-def _todays_shapes(cfg, n_classes, size):
-    "Names and shapes of the weights that would be trained today"
-    try:
-        with torch.device('meta'): return _shapes(create_network(cfg, n_classes, size).state_dict())
-    except (RuntimeError,NotImplementedError):                                  # it computes with numbers while it is made
-        with torch.random.fork_rng([]): return _shapes(create_network(cfg, n_classes, size).state_dict())
-
-def _stored_shapes(path, prefix):
-    "Names and shapes of the weights in a file; none where it is missing or damaged"
-    try:
-        with safe_open(str(path), 'pt') as f:
-            return {k[len(prefix):]:f.get_slice(k).get_shape() for k in f.keys() if k.startswith(prefix) and _is_weight(k)}
-    except (FileNotFoundError,SafetensorError): return {}
-
-# %% ../nbs/06c_runs.ipynb #bef42edb
-def _difference(stored, today):
-    "The first difference of two dicts in words, or nothing"
-    for k in [*today, *(k for k in stored if k not in today)]:
-        if k not in stored: return f'{k} is missing there'
-        if k not in today: return f'{k} is there and is no part of it today'
-        if stored[k]!=today[k]: return f'{k} is {stored[k]} there and {today[k]} today'
-
-def _place(f): return 'in this session' if f.__module__=='__main__' else f'in {f.__module__}'
-
-def _advice(cfg):
-    "Which version to raise, and where"
-    ways = [f'@register_model(version={models.versions[cfg.model]+1}) at {cfg.model} {_place(models[cfg.model])}']
-    if cfg.dynamic:
-        at = f'{cfg.generator} {_place(generators[cfg.generator])}'
-        ways.append(f'@register_generator(version={generators.versions[cfg.generator]+1}) at {at}')
-    return f"If it is meant to be another network now, raise its version: {' or '.join(ways)}"
-
-def _another(cfg, folder, how):
-    return f'{folder} holds a run of another {cfg.model}: {how}. {_advice(cfg)}; or remove the folder to train it anew'
-
-def _stored_about(folder):
-    "What `config.json` says, or nothing before a run has begun; `ValueError` where nobody can tell what the folder holds"
-    path = folder/'config.json'
-    if path.exists():
-        try: return json.loads(path.read_text())
-        except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove the folder to train it anew') from None
-    if (folder/'DONE').exists(): raise ValueError(f'{path} is missing from a finished run; remove the folder to train it anew')
-
-def _check_folder(cfg, ds, folder):
-    "`ValueError` where a folder holds something else than the run that is asked for; a warning where that cannot be told"
-    about = _stored_about(folder)
-    if not about: return
-    asked = json.loads(json.dumps(dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg))))
-    for part,today in asked.items():
-        stored = about.get(part, {})
-        if part=='config': stored = {**json.loads(json.dumps(as_ever)), **stored}
-        if d := _difference(stored, today): raise ValueError(f'{folder} holds another run: {d}. Remove the folder to train this one')
-    today = _todays_shapes(cfg, ds.n_classes, ds.size)
-    for file,prefix in (('model.safetensors',''), ('state.safetensors','net:')):
-        stored = _stored_shapes(folder/file, prefix)
-        if stored and (d := _difference(stored, today)):
-            raise ValueError(_another(cfg, folder, d))
-    _warn_of_changes(cfg, folder, about.get('outside', {}))
-    if _outside(cfg) and (folder/'DONE').exists(): _check_predictions(cfg, ds, folder)
-
-# %% ../nbs/06c_runs.ipynb #a6b1087e
-def _source(f):
-    "A digest of a function's text; nothing where it is not known"
-    try: return code_digest([dedent(inspect.getsource(f))])
-    except (OSError,TypeError,SyntaxError): return None
-
-def _outside(cfg):
-    "Digests of the network and the generator, as far as they are defined outside this package"
-    used = {cfg.model:models[cfg.model]}
-    if cfg.dynamic: used[cfg.generator] = generators[cfg.generator]
-    return {k:_source(f) for k,f in used.items() if not f.__module__.startswith('mils.')}
-
-def _warn_of_changes(cfg, folder, stored):
-    for k,now in _outside(cfg).items():
-        if stored.get(k) and now and stored[k]!=now:
-            warnings.warn(f'{k} is written differently now than when {folder} was begun, and has the same version. {_advice(cfg)}')
-
-_share = dict(rtol=.05, atol=1e-4)               # far above what processors differ by, far below what another activation does
-_mean_share = dict(rtol=2e-3)                    # for a mean over many pictures
-
-def _check_predictions(cfg, ds, folder, n=64):
-    "`ValueError` where the stored weights do not give the stored predictions"
-    try: preds,net = pd.read_parquet(folder/'predictions.parquet'),load_classifier(folder/'model.safetensors')
-    except (OSError,ValueError): return                      # damaged: whoever needs these files is told
-    few = replace(ds, splits={**ds.splits, 'val':ds.splits['val'][:n]})
-    now = predict(net, few, 'val').p
-    then = preds[(preds.split=='val')&(preds.channels==set_name(cfg.channels))].p[:n]
-    if np.isclose(now, then, **_share).mean()<.9:
-        raise ValueError(_another(cfg, folder, 'its weights predict something else today'))
-
-def _check_resumed(learn, folder):
-    "`ValueError` where the stored weights do not give the stored validation loss"
-    now,then = learn.validate()[0],learn.record.rows[-1]['val_loss']
-    if not np.isclose(now, then, **_mean_share):
-        raise ValueError(_another(learn.cfg, folder, f'the validation loss of its weights was {then:.4f} and is {now:.4f} today'))
-
-# %% ../nbs/06c_runs.ipynb #c3c94cb3
+# %% ../nbs/06d_runs.ipynb #c3c94cb3
 def load_run(
     folder,  # of a finished run
 )->Classifier: # in evaluation mode, on the CPU

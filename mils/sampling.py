@@ -7,13 +7,13 @@ __all__ = ['samplings', 'ChannelSampling', 'OneSet']
 
 # %% ../nbs/05d_sampling.ipynb #6b0051b3
 import copyreg,plum
+from .imageset import ChannelStats
+from .channels import ChannelAdaptive,convert
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
-from .imageset import ChannelStats
-from .channels import ChannelAdaptive,convert
 
 # %% ../nbs/05d_sampling.ipynb #71b18f13
 def sample_masks(

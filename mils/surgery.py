@@ -8,13 +8,13 @@ __all__ = []
 # %% ../nbs/02c_surgery.ipynb #63f43c07
 import warnings
 from copy import deepcopy
-import torch
-from fastcore.basics import patch
-from torch import nn
 from .core import channel_set
 from .generators import grow
 from .mixing import SetAttention
 from .layer import DynamicConv2d
+import torch
+from fastcore.basics import patch
+from torch import nn
 
 # %% ../nbs/02c_surgery.ipynb #a9dd5b2d
 def _keep_hooks(old, new):

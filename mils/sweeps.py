@@ -14,14 +14,14 @@ from functools import partial
 from multiprocessing import get_context,parent_process
 from pathlib import Path
 from threading import Thread
-import torch
-from filelock import Timeout
 from .core import progress
 from .imageset import fold,ImageSet
 from .generators import generators
 from .models import models
 from .identity import run_name
 from .runs import train_run
+import torch
+from filelock import Timeout
 
 # %% ../nbs/06e_sweeps.ipynb #5cd06bb2
 def seed_set(

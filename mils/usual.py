@@ -8,11 +8,6 @@ __all__ = ['Files', 'usual_transform', 'train_epoch', 'top1_accuracy', 'train_pl
 # %% ../nbs/06k_usual.ipynb #8dee3586
 import io,time
 from pathlib import Path
-import numpy as np,pandas as pd,torch
-from PIL import Image
-from torch import nn
-from torch.utils.data import Dataset,DataLoader
-from torchvision import transforms as T
 from .core import progress
 from .source import SPLITS
 from .manifest import Manifest,read_manifest
@@ -20,6 +15,11 @@ from .imageset import ChannelStats,ImageSet
 from .check import read_image
 from .optim import schedules
 from .config import Config
+import numpy as np,pandas as pd,torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset,DataLoader
+from torchvision import transforms as T
 
 # %% ../nbs/06k_usual.ipynb #5174d114
 def balanced(

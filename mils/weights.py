@@ -8,12 +8,6 @@ __all__ = ['save_tensors', 'load_tensors', 'Classifier', 'save_classifier', 'loa
 # %% ../nbs/05g_weights.ipynb #5c008bd9
 import json
 from dataclasses import asdict,replace
-import numpy as np,torch
-from torch import nn
-from fastcore.basics import patch
-from fastai.learner import Learner
-from safetensors import safe_open,SafetensorError
-from safetensors.torch import save
 from .core import channel_set,set_name,write_atomic
 from .imageset import ChannelStats
 from .channels import ChannelAdaptive
@@ -21,6 +15,12 @@ from .models import create_model
 from .batches import scale_and_offset,stats_of
 from .config import Config
 from .learner import RecipeLearner
+import numpy as np,torch
+from torch import nn
+from fastcore.basics import patch
+from fastai.learner import Learner
+from safetensors import safe_open,SafetensorError
+from safetensors.torch import save
 
 # %% ../nbs/05g_weights.ipynb #34553d56
 def save_tensors(

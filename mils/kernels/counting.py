@@ -8,12 +8,10 @@ __all__ = ['Bank', 'Gray', 'PerCount', 'Shared', 'Adapter']
 # %% ../../nbs/02e_counting.ipynb #1ea76051
 from functools import partial
 from ..core import lookup
-from ..generators import Generator,register_generator
+from ..generators import Generator,grow,register_generator
 import torch
 from fastcore.basics import patch
 from torch import nn
-from ..core import lookup
-from ..generators import Generator,grow,register_generator
 
 # %% ../../nbs/02e_counting.ipynb #1fa6892a
 @register_generator(name='bank')

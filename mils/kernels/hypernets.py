@@ -6,9 +6,9 @@
 __all__ = ['Correction', 'HyperNet', 'Corrected']
 
 # %% ../../nbs/02f_hypernets.ipynb #d2503db0
+from ..generators import Covariance,Generator,grow,register_generator
 import torch
 from torch import nn
-from ..generators import Covariance,Generator,grow,register_generator
 
 # %% ../../nbs/02f_hypernets.ipynb #a8533d79
 class Correction(nn.Module):

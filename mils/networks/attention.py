@@ -6,13 +6,13 @@
 __all__ = ['SelfAttention', 'attention_cnn', 'mini_swin']
 
 # %% ../../nbs/03c_attention.ipynb #56e20bad
+from ..models import conv_bn,register_model,ResBlock
+from .convnets import classifier,stem_stride
 import torch
 from torch import nn
 import torch.nn.functional as F
 from torchvision.models.swin_transformer import SwinTransformerBlock,PatchMerging
 from torchvision.ops import Permute
-from ..models import conv_bn,register_model,ResBlock
-from .convnets import classifier,stem_stride
 
 # %% ../../nbs/03c_attention.ipynb #99b7979f
 class Cbam(nn.Module):

@@ -6,12 +6,12 @@
 __all__ = ['resnest4', 'efficientnet_style', 'ghostnet_style']
 
 # %% ../../nbs/03b_bottlenecks.ipynb #f6d03e9d
+from ..models import conv_bn,register_model
+from .convnets import classifier,stem_stride
 import torch
 from torch import nn
 import torch.nn.functional as F
 from torchvision.ops import SqueezeExcitation
-from ..models import conv_bn,register_model
-from .convnets import classifier,stem_stride
 
 # %% ../../nbs/03b_bottlenecks.ipynb #60be3f87
 class SplitAttention(nn.Module):

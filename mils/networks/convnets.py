@@ -6,9 +6,9 @@
 __all__ = ['stem_stride', 'classifier', 'wide_convnext', 'convmixer', 'multiscale_cnn', 'dense_efficient']
 
 # %% ../../nbs/03a_convnets.ipynb #6d04ac22
+from ..models import conv_bn,register_model
 import torch
 from torch import nn
-from ..models import conv_bn,register_model
 
 # %% ../../nbs/03a_convnets.ipynb #999c161c
 def stem_stride(

@@ -7,13 +7,13 @@ __all__ = ['Branches', 'strict']
 
 # %% ../../nbs/03e_strict.ipynb #33bb03d6
 from copy import deepcopy
+from ..core import lookup
+from ..models import ConcatPool,conv_bn,register_model
+from .variants import initialise
 import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.meta import delegates
-from ..core import lookup
-from ..models import ConcatPool,conv_bn,register_model
-from .variants import initialise
 
 # %% ../../nbs/03e_strict.ipynb #25f518ff
 def _linear_conv(ni, nf, ks, stride=1): return conv_bn(ni, nf, ks, stride, act=None)

@@ -6,9 +6,9 @@
 __all__ = ['initialise', 'wide_resnet_blocks']
 
 # %% ../../nbs/03d_variants.ipynb #47024e08
-from torch import nn
 from ..core import lookup
 from ..models import register_model,ResBlock,wide_resnet
+from torch import nn
 
 # %% ../../nbs/03d_variants.ipynb #04f02772
 def _fan_out(w):
