@@ -261,8 +261,9 @@ def test_impossible_layers_are_refused():
     for f in (lambda: DynamicConv2d(4, 4, 3), lambda: DynamicConv2d(3, 6, 3, groups=3), lambda: DynamicConv2d(3, 4, 3, stats=stats(4)),
               lambda: DynamicConv2d(3, 4, 3, generator='bnak')):
         with pytest.raises(ValueError): f()
-    class Own(nn.Conv2d): pass
-    with pytest.raises(TypeError): DynamicConv2d.from_conv(Own(3,4,3))
+    class Lost(nn.Conv2d):
+        def forward(self, x, position): return super().forward(x+position)
+    with pytest.raises(TypeError, match='Lost cannot be converted: .*position'): DynamicConv2d.from_conv(Lost(3,4,3))
     with pytest.raises(ValueError): convert(nn.Sequential(nn.Conv2d(1,4,3)))
 
 timm = pytest.importorskip('timm')
