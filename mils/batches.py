@@ -9,6 +9,7 @@ __all__ = ['stats_of', 'Batches']
 import math,time,warnings
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
 from itertools import islice
+from .core import channel_set
 from .imageset import ChannelStats,ImageSet
 from .pictures import Pictures
 import numpy as np,torch
@@ -26,7 +27,7 @@ def stats_of(
     names='RGB',  # all of them
 )->ChannelStats: # in the order of `channels`
     "Statistics of some of the channels"
-    i = [tuple(names).index(c) for c in channels]
+    i = [channel_set(names, names).index(c) for c in channel_set(channels, names)]
     return ChannelStats(stats.mean[i], stats.std[i], stats.cov[np.ix_(i,i)])
 
 # %% ../nbs/05c_batches.ipynb #b1c7fd4e

@@ -9,6 +9,7 @@ __all__ = ['ChannelAdaptive', 'NotTaken', 'Widened', 'convert', 'DynamicConv2d']
 import inspect
 from contextlib import contextmanager
 from copy import deepcopy
+from .core import channel_set
 import mils.surgery  # noqa: F401   # `from_conv`, `fold` and `extend` of the layer
 from .layer import DynamicConv2d,set_of_call
 import torch
@@ -207,6 +208,7 @@ def convert(
     **kwargs  # generator, attention
 )->ChannelAdaptive:
     "Give a torchvision or timm network a stem for every channel set; its weights are kept exactly"
+    channels = channel_set(channels, channels)
     path = _find_stem(net, len(channels))
     conv = net.get_submodule(path)
     _replace(net, conv, DynamicConv2d.from_conv(conv, channels, stats, **kwargs))

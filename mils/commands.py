@@ -83,7 +83,7 @@ def train_network(
     data:str='chroma',  # a folder, a zip, or the name of a data set
     size:int=64,  # pixels of the side; chroma has 32
     classes:str=None,  # labels to keep, such as 0-49; default: all
-    channels:str='RGB',  # what the network gets to see, in the order in which it takes them
+    channels:str='RGB',  # what the network gets to see, in the order in which it takes them; longer names: R+NIR
     recipe:str='same',  # same, seed or seed-baseline
     set:str='',  # changes to the recipe, such as lr=0.001:bs=64
     epochs:int=10,  # passes over the training images

@@ -56,13 +56,14 @@ class ImageSet:
     classes:list  # class names, by label
     names:list  # image names, by row
     key:str  # identity of the content, hexadecimal
-    channels:str='RGB'  # channel names, in the order of the last axis
+    channels:str='RGB'  # channel names, in the order of the last axis; a tuple of them where one is longer than a letter
     source:str=''  # where it came from, for people
     skipped:int=0  # unreadable images that were left out
 
     def __post_init__(self):
-        named,there = len(channel_set(self.channels, self.channels)),self.images.shape[-1]
-        if named!=there: raise ValueError(f'channels={set_name(self.channels)!r} names {named}; the images have {there}')
+        names,there = channel_set(self.channels, self.channels),self.images.shape[-1]
+        if len(names)!=there: raise ValueError(f'channels={set_name(names)!r} names {len(names)}; the images have {there}')
+        if '+' in self.channels: self.channels = names
 
     @cached_property
     def stats(self)->ChannelStats:
@@ -76,7 +77,7 @@ class ImageSet:
     def size(self)->int: return self.images.shape[1]
     def __repr__(self):
         n = ', '.join(f'{k} {len(v):,}' for k,v in self.splits.items())
-        return f'ImageSet({self.source}: {n}; {self.n_classes} classes; {self.size} px; {self.channels}; {self.key})'
+        return f'ImageSet({self.source}: {n}; {self.n_classes} classes; {self.size} px; {set_name(self.channels)}; {self.key})'
 
 # %% ../nbs/01e_imageset.ipynb #f38258ce
 def select_classes(

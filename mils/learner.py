@@ -158,8 +158,8 @@ def _callbacks(cfg, rows, write):
     cbs = [Record(cfg.seed, rows, write, cfg.views)]
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if cfg.sampling!='none':
-        held_out = [[c in o for c in cfg.channels] for o in cfg.held_out]
-        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.views, cfg.distill, cfg.channels))
+        held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
+        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.views, cfg.distill, cfg.names))
     return cbs
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
@@ -179,16 +179,16 @@ def get_learner(
     _check_channels(cfg.channels, ds, stats)
     keep_memory()
     torch.manual_seed(cfg.seed)
-    net = create_model(cfg.model, ds.n_classes, cfg.channels, cfg.dynamic, stats_of(stats, cfg.channels, ds.channels),
+    net = create_model(cfg.model, ds.n_classes, cfg.names, cfg.dynamic, stats_of(stats, cfg.names, ds.channels),
         cfg.generator, cfg.attention, **{'size':ds.size, **cfg.options})
     net = net.to(device, memory_format=torch.channels_last)
-    batches = partial(Batches, ds, stats=stats, channels=cfg.channels, shift=s['shift'], flip=s['flip'], seed=cfg.seed, device=device)
+    batches = partial(Batches, ds, stats=stats, channels=cfg.names, shift=s['shift'], flip=s['flip'], seed=cfg.seed, device=device)
     dls = DataLoaders(batches('train', bs=s['bs'], train=True), batches('val', bs=2*s['bs']), device=device)
     if compile: net.compile()
     loss,opt = CrossEntropy(label_smoothing=s['smoothing']),partial(_optimizer, name=s['opt'], wd=s['wd'])
     learn = RecipeLearner(dls, net, loss, opt, s['lr'], layer_groups,
         cbs=[*_callbacks(cfg, rows, write), *L(cbs)], metrics=metrics, **kwargs)
-    learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.channels, ds.channels),schedules[s['schedule']]
+    learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.names, ds.channels),schedules[s['schedule']]
     if cfg.sampling!='none': dls.train.sets = learn.channel_sampling.some_sets
     _show_progress(learn, f'{cfg.model} s{cfg.seed}')
     return learn

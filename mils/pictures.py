@@ -55,8 +55,7 @@ class Pictures:
     ):
         "`ValueError` for a channel that `ds` does not have"
         rows = ds.splits[split]
-        self.every,self.channels,self.size = tuple(ds.channels),tuple(channels or ds.channels),ds.size
-        channel_set(self.channels, self.every)
+        self.every,self.channels,self.size = tuple(ds.channels),channel_set(channels or ds.channels, ds.channels),ds.size
         self.images,self.rows = torch.from_numpy(ds.images),torch.as_tensor(rows)
         self.source,self.numbers = self.images,self.rows                          # stay where they are, see `items`
         self.labels,self.names = torch.as_tensor(ds.labels[rows]),[ds.names[i] for i in rows]

@@ -100,7 +100,7 @@ class Classifier(nn.Module):
         origin:dict=None,  # where it comes from, such as versions and data; anything that JSON can hold
     ):
         super().__init__()
-        self.net,self.channels,self.stats,self.classes,self.size = net,tuple(channels),stats,list(classes),size
+        self.net,self.channels,self.stats,self.classes,self.size = net,channel_set(channels, channels),stats,list(classes),size
         self.cfg,self.origin = cfg,origin or {}
         scale,offset = scale_and_offset(stats)
         self.register_buffer('scale', scale[:,None,None])
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
         channels=None,  # the set that `x` holds; default: all
     )->torch.Tensor: # the same shape, float32 in channels_last memory
         "Mean zero and standard deviation one"
-        rows = [self.channels.index(c) for c in channels or self.channels]
+        rows = [self.channels.index(c) for c in channel_set(channels or self.channels, self.channels)]
         x = x.float().contiguous(memory_format=torch.channels_last)
         return x.mul(self.scale[rows]).add(self.offset[rows])
 
@@ -128,7 +128,7 @@ def fold(self:Classifier,
     "A copy for this set alone; `ValueError` where the network has no stem for channel sets"
     if not isinstance(self.net, ChannelAdaptive): raise ValueError(f'the network was made for {set_name(self.channels)} alone')
     channels,cfg = channel_set(channels, self.channels),None
-    as_plain = dict(channels=''.join(channels), dynamic=False, sampling='none', views=1, distill=0., held_out=())
+    as_plain = dict(channels=channels, dynamic=False, sampling='none', views=1, distill=0., held_out=())
     if self.cfg and not self.cfg.attention: cfg = replace(self.cfg, **as_plain)
     stats = stats_of(self.stats, channels, self.channels)
     return Classifier(self.net.fold(channels), channels, stats, self.classes, self.size, cfg, self.origin).train(self.training)

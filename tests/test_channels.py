@@ -242,7 +242,7 @@ def test_a_new_channel_works_alone(name):
 x,yes = torch.randn(2,3,8,8),torch.ones(2,3,dtype=torch.bool)
 @pytest.mark.parametrize('call,words', [
     (lambda d: d(x, channels='RX'), ["'X'",'possible: R, G, B']),
-    (lambda d: d(x, channels='NIR'), ["'N', 'I'","several letters is written ['NIR']"]),
+    (lambda d: d(x, channels='NIR'), ["'N', 'I'","one alone ends in it: 'NIR+'"]),
     (lambda d: d(x, channels=''), ['empty','R, G, B']),
     (lambda d: d(x[:,:2], channels='RR'), ['twice']),
     (lambda d: d(x[:,:2]), ['2 channels','RGB']),

@@ -1,13 +1,18 @@
 "A set means what it says, in the order it says it: from `Config` to the exported file"
 import itertools,json
+from dataclasses import replace
 import numpy as np,pytest,torch
+from hypothesis import given,strategies as st
+from torchvision.models import resnet18
 from tensors import assert_close
+from mils.core import channel_set,set_name
 from mils.chroma import chroma
+from mils.channels import convert
 from mils.models import create_model
 from mils.config import Config
 from mils.learner import get_learner
 from mils.weights import load_classifier,save_classifier
-from mils.prediction import predict
+from mils.prediction import predict,predict_sets
 from mils.live import write_onnx
 
 @pytest.fixture(scope='module')
@@ -59,3 +64,50 @@ def test_an_exported_file_lists_its_channels_in_order(ds, tmp_path):
         xs = x[:,['RGB'.index(c) for c in s]]
         y, = ort.InferenceSession(tmp_path/f'{s}.onnx').run(None, {'x':xs.numpy()})
         with torch.no_grad(): assert_close(torch.from_numpy(y), net(xs, channels=s), 1e-4)
+
+# Names of several letters: one way to write a set, everywhere
+names = st.lists(st.text(min_size=1, max_size=6).filter(lambda c: c==c.strip() and not set(c)&set('+,')), min_size=1, max_size=6, unique=True)
+@given(names, st.randoms(use_true_random=False))
+def test_what_a_table_calls_a_set_can_be_typed(names, rnd):
+    s = tuple(rnd.sample(names, rnd.randint(1, len(names))))
+    assert channel_set(set_name(s), names)==channel_set(set_name(s), set_name(names))==s
+    assert channel_set(set_name(s), names)==channel_set(s, names)
+
+def infrared(ds): return replace(ds, channels='R+NIR+B')
+
+def test_longer_names_from_a_config_to_an_exported_file(ds, tmp_path):
+    ds = infrared(ds)
+    assert ds.channels==('R','NIR','B')
+    net = trained(ds, channels='B+NIR+R', dynamic=True, sampling='sample', held_out=['B+NIR','NIR+'])
+    assert net.channels==('B','NIR','R') and Config(channels=['NIR']).channels=='NIR+' and Config(channels='NIR+').names==('NIR',)
+    table = predict_sets(net, ds)
+    assert list(table.channels.unique())==['B+NIR+R','B+NIR','BR','NIR+R','B','NIR+','R']
+    for s,rows in table.groupby('channels'): assert_close(torch.tensor(predict(net, ds, channels=s).p), torch.tensor(list(rows.p)))
+    save_classifier(tmp_path/'net.safetensors', net)
+    back = load_classifier(tmp_path/'net.safetensors')
+    for s in ('NIR+','NIR+B','R+NIR'):
+        x = pictures(ds, channel_set(s, ds.channels))
+        with torch.inference_mode():
+            assert_close(back(x, channels=s), net(x, channels=s))
+            fold = net.fold(s)
+            assert_close(fold(x), net(x, channels=s), 1e-4)
+        assert set_name(fold.channels)==fold.cfg.channels==s
+        save_classifier(tmp_path/'fold.safetensors', fold)
+        with torch.inference_mode(): assert_close(load_classifier(tmp_path/'fold.safetensors')(x), fold(x))
+    own = convert(resnet18(), 'R+NIR+B').extend('SWIR 1', like='NIR')
+    with torch.inference_mode(): own.eval()(torch.randn(2,2,64,64), channels='SWIR 1+R')
+    onnx = pytest.importorskip('onnx')
+    write_onnx(net.net.cpu(), tmp_path/'net.onnx', 64, 'NIR+B')
+    assert json.loads(onnx.load(tmp_path/'net.onnx').metadata_props[0].value)==['NIR','B']
+
+def test_the_command_line_takes_longer_names(ds, tmp_path, monkeypatch, capsys):
+    import mils.commands
+    from mils.cli import main
+    monkeypatch.setattr(mils.commands, 'load_typed', lambda *args: infrared(ds))
+    train = ['train','strict3:width=.1:dynamic','--epochs','1','--runs',str(tmp_path)]
+    assert main([*train,'--channels','NIR+R'])==0
+    lines = capsys.readouterr().out.splitlines()
+    assert [l.split()[1] for l in lines if l.startswith('test')]==['NIR+R','NIR+','R']
+    assert main([*train,'--channels','NIR'])==1
+    err = capsys.readouterr().err
+    assert "possible: R, NIR, B" in err and "one alone ends in it: 'NIR+'" in err
