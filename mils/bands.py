@@ -45,7 +45,7 @@ def _natural(word):
     "Ch2 before Ch10"
     return [int(o) if o.isdigit() else o for o in re.split(r'(\d+)', word)]
 
-# %% ../nbs/01ba_bands.ipynb #73e870ab
+# %% ../nbs/01ba_bands.ipynb #c05de882
 class BandSource(Source):
     "A source in which several files are one picture, with a channel each"
     def __init__(self,
@@ -53,10 +53,10 @@ class BandSource(Source):
         groups:dict,  # `{picture: {channel: file}}`
         how:str,  # in words, where the channel stands
     ):
-        self.path,self.zips,self.parts,self.how = src.path,src.zips,groups,how
+        self.__dict__.update(src.__dict__)
+        self.plain,self.groups,self.how = src,groups,how
         self.channels = tuple(sorted({c for g in groups.values() for c in g}, key=_natural))
         grouped = {n for g in groups.values() for n in g.values()}
-        self.plain = src
         self.files = {k:o for k,o in src.files.items() if k not in grouped}
         self.files |= {k:self._item(k, g) for k,g in groups.items()}
     def _item(self, name, group):
@@ -66,8 +66,8 @@ class BandSource(Source):
         mark = zlib.crc32(repr([(c,o.size,o.crc,o.mtime) for c,o in items]).encode())
         return Item(name, 0, size, mark, 0) if in_zips else Item(name, -1, size, -1, mark)
     def read(self, name):
-        if name not in self.parts: return self.plain.read(name)
-        group,f = self.parts[name],io.BytesIO()
+        if name not in self.groups: return self.plain.read(name)
+        group,f = self.groups[name],io.BytesIO()
         with zipfile.ZipFile(f, 'w') as z:
             for c in self.channels:
                 if c in group: z.writestr(zipfile.ZipInfo(c+PurePosixPath(group[c]).suffix), self.plain.read(group[c]))

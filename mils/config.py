@@ -37,6 +37,7 @@ class Config:
     views:int=1  # channel sets with which a picture is seen in a step
     distill:float=0.  # share of the loss by which the full view teaches the others
     held_out:tuple=()  # channel sets that are never drawn
+    shares:dict=field(default_factory=dict)  # channel -> share of the drawn sets that have it; 1: always in
     recipe:str='same'  # see `recipes`
     overrides:dict=field(default_factory=dict)  # of the recipe, such as `lr`
     epochs:int=10
@@ -60,8 +61,11 @@ class Config:
         if self.distill and self.views<2: raise ValueError(f'distill={self.distill} needs views of 2 or more: one to teach, one to learn')
         if self.distill and self.names in self.held_out: raise ValueError('distill lets the full set teach, and it is held out')
         if len(self.held_out)==2**len(self.names)-1: raise ValueError('every channel set is held out')
-        if self.sampling=='none' and (self.views>1 or self.held_out):
-            raise ValueError("views and held_out need a sampling, such as sampling='sample'")
+        for c,share in self.shares.items():
+            channel_set([c], self.channels)
+            if not 0<share<=1: raise ValueError(f'the share of channel {c} is {share}; expected more than 0, and 1 for always')
+        if self.sampling=='none' and (self.views>1 or self.held_out or self.shares):
+            raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
         if self.sampling!='none' and not self.dynamic:
             raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
         if self.epochs<1: raise ValueError(f'epochs={self.epochs}; expected 1 or more')

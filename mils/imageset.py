@@ -124,10 +124,12 @@ class ImageSet:
 def having(
     ds:ImageSet,
     channels,  # a channel set
+    any:bool=False,  # one of them is enough
 )->ImageSet: # the same images, with fewer in its splits
     "The pictures that have all of these channels"
     if ds.there is None: return ds
-    keep = ds.there[:,[ds.channels.index(c) for c in channel_set(channels, ds.channels)]].all(1)
+    there = ds.there[:,[ds.channels.index(c) for c in channel_set(channels, ds.channels)]]
+    keep = there.any(1) if any else there.all(1)
     return replace(ds, splits={k:v[keep[v]] for k,v in ds.splits.items()})
 
 # %% ../nbs/01e_imageset.ipynb #f38258ce

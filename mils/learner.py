@@ -9,8 +9,8 @@ __all__ = ['RecipeLearner', 'get_learner']
 import os,time
 from contextlib import ExitStack
 from functools import partial
-from .core import channel_set,progress
-from .imageset import ImageSet
+from .core import channel_set,progress,set_name
+from .imageset import having,ImageSet
 from .models import create_model
 from .optim import layer_groups,opts,PairedGroups,schedules
 from .machine import Autocast,default_device,keep_memory
@@ -153,13 +153,19 @@ def _check_channels(channels, ds, stats):
     flat = [c for c,deviation in zip(ds.channels, stats.std) if c in known and not deviation>0]
     if flat: raise ValueError(f'channel {flat[0]} is the same everywhere in the training images')
 
+def _pictures_for(cfg, ds):
+    "The pictures that a network can be shown: a plain one needs all of its channels, a dynamic one needs one or more"
+    some = having(ds, cfg.names, any=cfg.dynamic)
+    if all(len(some.splits[k]) for k in ('train','val')): return some
+    raise ValueError(f'no training or validation picture has {"one" if cfg.dynamic else "all"} of {set_name(cfg.names)}')
+
 def _callbacks(cfg, rows, write):
     "What a `Config` asks for"
     cbs = [Record(cfg.seed, rows, write, cfg.views)]
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if cfg.sampling!='none':
         held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
-        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.views, cfg.distill, cfg.names))
+        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.shares, cfg.views, cfg.distill, cfg.names))
     return cbs
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
@@ -177,6 +183,7 @@ def get_learner(
     "A fastai `Learner` that trains `cfg` on `ds`"
     device,s,stats = torch.device(device or default_device()),cfg.settings,ds.stats
     _check_channels(cfg.channels, ds, stats)
+    ds = _pictures_for(cfg, ds)
     keep_memory()
     torch.manual_seed(cfg.seed)
     net = create_model(cfg.model, ds.n_classes, cfg.names, cfg.dynamic, stats_of(stats, cfg.names, ds.channels),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Planes', 'split_planes', 'is_tiff', 'read_planes', 'is_photo']
 
-# %% ../nbs/01da_planes.ipynb #93f39ff6
-import io,zipfile
+# %% ../nbs/01da_planes.ipynb #9c81efc1
+import io,re,zipfile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 import numpy as np
@@ -81,7 +81,7 @@ def _gdal_names(t):
     found = {int(o.get('sample')):o.text for o in ElementTree.fromstring(items) if o.get('role')=='description'}
     return [found.get(i) for i in range(len(found))]
 
-# %% ../nbs/01da_planes.ipynb #ae0d86a7
+# %% ../nbs/01da_planes.ipynb #70739689
 def _tiff_names(t, n):
     "Names of `n` channels, each once and none empty, or `None`"
     page = t.pages[0]
@@ -91,7 +91,7 @@ def _tiff_names(t, n):
     for there,names_of in ways:
         try: names = there and names_of(t)
         except Exception: continue                            # a description is free text: what cannot be parsed says nothing
-        names = tuple(str(o).strip() for o in names or () if o)
+        names = tuple(re.sub(r'[+,\s]+', ' ', str(o)).strip() for o in names or () if o)
         if len(names)==n==len({*names}) and all(names): return names
 
 # %% ../nbs/01da_planes.ipynb #cec49aed

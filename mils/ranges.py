@@ -14,7 +14,7 @@ from .core import channel_set,digest,set_name
 from .decode import Unreadable
 from .planes import Planes,read_planes
 
-# %% ../nbs/01db_ranges.ipynb #ef847f64
+# %% ../nbs/01db_ranges.ipynb #a0569829
 @dataclass(frozen=True)
 class Ranges:
     "The channels of a set, and which of their values are 0 and 1"
@@ -40,6 +40,17 @@ class Ranges:
     def key(self)->str:
         "What the pixels depend on, 16 hexadecimal digits; the number is raised when other pixels come out"
         return digest([1, self.low, self.high, self.types, self.bits, self.stored], 16)
+    def of(self, channels):
+        "Those of some channels"
+        i = [self.names.index(c) for c in channels]
+        some = {k:[getattr(self, k)[j] for j in i] for k in ('names','low','high','types','stored')}
+        return Ranges(**some, bits=self.bits)
+    @property
+    def scale(self)->tuple: return self.low,self.high,self.bits
+    @property
+    def rules(self)->str:
+        "As text for `parse_rules`"
+        return ','.join(f'{c}={a!r}:{b!r}' for c,a,b in zip(self.names, self.low, self.high))
     def __len__(self): return len(self.names)
     def __str__(self): return '; '.join(f'{c} {a:g} to {b:g}' for c,a,b in zip(self.names, self.low, self.high))
 
