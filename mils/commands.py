@@ -72,7 +72,7 @@ def prepare_data(
     from mils import sets
     def check():
         from mils.check import check
-        report = check(sets.data_path(target), parse_classes(classes))
+        report = check(sets.data_path(target), parse_classes(classes), parse_channels(channels), range)
         print(report)
         return int(bool(report.bad))
     def get(): print(sets.get_data(target))

@@ -153,14 +153,14 @@ def find_ranges(
     low,high = zip(*(_range(c, rule[c], t, v) for c,t,v in zip(names, types, values)))
     return Ranges(names, low, high, types, bits, stored)
 
-# %% ../nbs/01db_ranges.ipynb #34212e1a
+# %% ../nbs/01db_ranges.ipynb #821cfcca
 def _fit(x, size):
     "The middle of a channel, its shorter side scaled to `size`, in float32"
     x = x.astype(np.float32)
     if x.shape==(size,size): return x
     return np.asarray(ImageOps.fit(Image.fromarray(x), (size,size), Image.Resampling.BICUBIC))
 
-def _by_name(planes, ranges):
+def by_name(planes, ranges):
     "The channels of a picture by name; `Unreadable` where they are not those of the set"
     n,names = len(planes.data),names_of(planes)
     known = dict(zip((*ranges.stored, *ranges.names), (*ranges.names, *ranges.names)))
@@ -169,21 +169,21 @@ def _by_name(planes, ranges):
     if planes.names is None: raise Unreadable(f'{n} channels; the set has {len(ranges)}: {", ".join(ranges.names)}')
     return {known[c]:x for c,x in zip(names, planes.data) if c in known}
 
-# %% ../nbs/01db_ranges.ipynb #d2225c3a
+# %% ../nbs/01db_ranges.ipynb #e82fc8fb
 def to_pixels(
     planes:Planes,
     ranges:Ranges,
     size:int,  # pixels of the side
 )->tuple: # `(size, size, channels)` uint8 or uint16, and which channels are there: `(channels,)` bool
     "A picture in the ranges of its set; `Unreadable` for too few channels or values that are not finite"
-    by_name = _by_name(planes, ranges)
+    found = by_name(planes, ranges)
     x,there = np.zeros((size,size,len(ranges)), ranges.dtype),np.zeros(len(ranges), bool)
     for i,(c,low,high) in enumerate(zip(ranges.names, ranges.low, ranges.high)):
-        if c not in by_name: continue
-        finite = np.isfinite(by_name[c])
+        if c not in found: continue
+        finite = np.isfinite(found[c])
         if not finite.any(): continue
         if not finite.all(): raise Unreadable(f'channel {c} has {(~finite).sum():,} pixels that are not finite')
-        share = (_fit(by_name[c], size)-low)/(high-low)
+        share = (_fit(found[c], size)-low)/(high-low)
         x[...,i],there[i] = (share.clip(0, 1)*ranges.levels).round(),True
     if not there.any(): raise Unreadable(f'none of the channels {", ".join(ranges.names)}; it has {", ".join(names_of(planes))}')
     return x,there
