@@ -8,7 +8,7 @@ __all__ = ['recipes', 'Config']
 # %% ../nbs/05e_config.ipynb #c86b4dfa
 from dataclasses import dataclass,field
 from fastcore.basics import patch
-from .core import channel_set,lookup
+from .core import channel_set,lookup,set_name
 from .generators import generators
 from .models import check_options
 from .optim import opts,schedules
@@ -29,7 +29,7 @@ class Config:
     "Everything that a run's result depends on, besides data and code"
     model:str='small_cnn'  # see `list_models`
     options:dict=field(default_factory=dict)  # of the model, such as `width`
-    channels:str='RGB'  # what the network gets to see
+    channels:str='RGB'  # what the network gets to see, in the order in which it takes them, see `channel_set`
     dynamic:bool=False  # a stem for every subset of `channels`
     generator:str='covariance'  # of a dynamic stem's kernels, see `generators`
     attention:bool=False  # over the channels of a dynamic stem
@@ -37,6 +37,7 @@ class Config:
     views:int=1  # channel sets with which a picture is seen in a step
     distill:float=0.  # share of the loss by which the full view teaches the others
     held_out:tuple=()  # channel sets that are never drawn
+    shares:dict=field(default_factory=dict)  # channel -> share of the drawn sets that have it; 1: always in
     recipe:str='same'  # see `recipes`
     overrides:dict=field(default_factory=dict)  # of the recipe, such as `lr`
     epochs:int=10
@@ -55,15 +56,26 @@ class Config:
         lookup(generators, self.generator, 'generator')
         object.__setattr__(self, 'precision', self.precision or ('bfloat16' if has_bf16(default_device()) else 'float32'))
         lookup(dict.fromkeys(_precisions), self.precision, 'precision')
-        object.__setattr__(self, 'held_out', tuple(channel_set(o, self.channels) for o in self.held_out))
+        object.__setattr__(self, 'channels', set_name(channel_set(self.channels, self.channels)))
+        object.__setattr__(self, 'held_out', tuple(self._sorted(o) for o in self.held_out))
         if self.distill and self.views<2: raise ValueError(f'distill={self.distill} needs views of 2 or more: one to teach, one to learn')
-        if self.distill and tuple(self.channels) in self.held_out: raise ValueError('distill lets the full set teach, and it is held out')
-        if len(self.held_out)==2**len(self.channels)-1: raise ValueError('every channel set is held out')
-        if self.sampling=='none' and (self.views>1 or self.held_out):
-            raise ValueError("views and held_out need a sampling, such as sampling='sample'")
+        if self.distill and self.names in self.held_out: raise ValueError('distill lets the full set teach, and it is held out')
+        if len(self.held_out)==2**len(self.names)-1: raise ValueError('every channel set is held out')
+        for c,share in self.shares.items():
+            channel_set([c], self.channels)
+            if not 0<share<=1: raise ValueError(f'the share of channel {c} is {share}; expected more than 0, and 1 for always')
+        if self.sampling=='none' and (self.views>1 or self.held_out or self.shares):
+            raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
         if self.sampling!='none' and not self.dynamic:
             raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
         if self.epochs<1: raise ValueError(f'epochs={self.epochs}; expected 1 or more')
+
+    @property
+    def names(self)->tuple: return channel_set(self.channels, self.channels)
+
+    def _sorted(self, channels):
+        "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
+        return tuple(sorted(channel_set(channels, self.channels), key=self.names.index))
 
 # %% ../nbs/05e_config.ipynb #d9f21b53
 @patch(as_prop=True)

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/09_findings.ipynb #bdd5e9a5
 from dataclasses import dataclass
 from math import isnan
+from .stats import crossed
 
 # %% ../nbs/09_findings.ipynb #67eee50b
 def verdict(

@@ -38,7 +38,7 @@ def declared(
 
 # %% ../nbs/06b_identity.ipynb #030c7bad
 as_ever = dict(options={}, channels='RGB', dynamic=False, generator='covariance', attention=False, sampling='none', views=1, distill=0.,
-    held_out=(), recipe='same', overrides={}, epochs=10, seed=0)           # extended for a new setting, and never changed
+    held_out=(), shares={}, recipe='same', overrides={}, epochs=10, seed=0)           # extended for a new setting, and never changed
 
 def identity(
     cfg:Config,

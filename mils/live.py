@@ -9,7 +9,7 @@ __all__ = ['write_live']
 import base64,io,json,logging,shutil,subprocess,tarfile,tempfile,warnings
 from contextlib import contextmanager
 from pathlib import Path
-from .core import channel_sets,set_name,write_atomic
+from .core import channel_set,channel_sets,set_name,write_atomic
 from .chroma import chroma
 from .channels import ChannelAdaptive
 from .config import Config
@@ -41,13 +41,14 @@ def _quiet():
             yield
     finally: logging.disable(level)
 
-def _without_traces(path):
-    "Take the exporter's stack traces out of a file"
+def _describe(path, channels):
+    "Name the channels in a file, and take the exporter's stack traces out"
     import onnx
     m = onnx.load(path)
     for o in (*m.graph.node, *m.graph.value_info, *m.graph.input, *m.graph.output, *m.graph.initializer):
         o.ClearField('metadata_props')
         o.ClearField('doc_string')
+    onnx.helper.set_model_props(m, {'channels': json.dumps(channels)})
     onnx.save(m, path)
 
 # %% ../nbs/10_live.ipynb #b0a31afb
@@ -55,10 +56,11 @@ def write_onnx(
     net:ChannelAdaptive,
     path,  # of the file to write
     size:int,  # pixels of the side
-    channels=None,  # fold for this channel set; by default the network keeps its mask
+    channels=None,  # fold for this channel set, in this order; by default the network keeps its mask
 ):
-    "A network as ONNX, for batches of any size"
-    n = len(channels or net.channels)
+    "A network as ONNX, for batches of any size; its metadata `channels` names the channels of `x` in their order, as JSON"
+    held = channel_set(channels or net.channels, net.channels)
+    n = len(held)
     x,batch = torch.randn(3, n, size, size),torch.export.Dim('batch', min=1, max=256)
     if channels: model,args,names,shapes = net.fold(channels).fuse(),(x,),['x'],({0:batch},)
     else: model,args,names,shapes = net,(x,torch.ones(3, n, dtype=torch.bool)),['x','mask'],dict(x={0:batch}, mask={0:batch})
@@ -66,7 +68,7 @@ def write_onnx(
         onnx = torch.onnx.export(model.eval(), args, dynamic_shapes=shapes, dynamo=True,
                                  input_names=names, output_names=['logits'], verbose=False)
         onnx.save(path)
-    _without_traces(path)
+    _describe(path, held)
 
 # %% ../nbs/10_live.ipynb #40fb90ff
 def _png(a):

@@ -12,6 +12,7 @@ from dataclasses import dataclass,field
 import numpy as np
 from .source import Source,SPLITS
 from .lists import class_names,complain,list_name,read_lists,Row
+from .bands import BandSource,group_bands
 from .folders import read_folders,stratified
 
 # %% ../nbs/01c_manifest.ipynb #b842d40b
@@ -129,12 +130,14 @@ def read_manifest(
     seed:int=0,  # seed of the splits that must be drawn
     val:float=0.1,  # share of each class for `val`, where there is none
     test:float=0.1,  # share of each class for `test`, where nothing says what is test
+    channels=None,  # names of channels, where there is one file a channel, see `group_bands`
 )->Manifest:
     "The checked list of images of a data set; `ValueError` with file and line for every mistake in it"
-    src = Source(path)
+    src = group_bands(Source(path), channels)
     listed = [o for o in SPLITS if list_name(src, o)]
     m = _from_lists(src, classes) if listed else _from_folders(src, classes)
     _draw_splits(m, seed, val, test)
+    if isinstance(src, BandSource): m.notes.append(f'one file a channel, {", ".join(src.channels)}, by the {src.how}')
     return m
 
 # %% ../nbs/01c_manifest.ipynb #4ae3b454

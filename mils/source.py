@@ -21,7 +21,7 @@ class Item(NamedTuple):
     mtime:int  # modification time in ns; 0 in a zip
 
 # %% ../nbs/01_source.ipynb #b9acdee5
-_image_endings = tuple('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm'.split())
+_image_endings = tuple('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .npy .npz'.split())
 def is_image(name:str)->bool: return name.lower().endswith(_image_endings)
 
 # %% ../nbs/01_source.ipynb #545e64c0

@@ -9,7 +9,7 @@ __all__ = []
 import ast,hashlib,json,re
 from itertools import product
 from pathlib import Path
-from .core import write_atomic
+from .core import channel_set,write_atomic
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -82,16 +82,40 @@ def parse_classes(
     "Labels to keep"
     return None if text is None else parse_numbers(text)
 
+def parse_channels(
+    text:str,  # `"GB"`, `"R+NIR"`, `"bright field,DNA"`, `"NIR+"`
+)->tuple: # names, or none
+    "Names of channels; between longer ones stands + or a comma, and one alone ends in it"
+    if text is None: return None
+    text = text.replace(',','+')
+    return channel_set(text, text)
+
+def parse_shares(
+    always:str,  # channels that every drawn set has
+    share:str,  # `"DNA=0.8,NIR=0.5"`
+)->dict: # channel -> share of the drawn sets that have it
+    "How often channels are drawn, where that is not left to chance"
+    shares = dict.fromkeys(parse_channels(always) or (), 1.)
+    for part in filter(None, (share or '').split(',')):
+        name,equals,value = part.rpartition('=')
+        if not equals: raise ValueError(f'{part!r} names no share; expected channel=share, such as DNA=0.8')
+        shares[name.strip()] = _value(value)
+    return shares
+
+# %% ../nbs/11_specs.ipynb #bcc36fc6
 def load_typed(
     data:str,  # a folder, a zip, or the name of a data set
     size:int,  # pixels of the side; chroma has its own
     classes:str=None,  # labels to keep
     skip_bad:bool=False,  # go on without unreadable images
     derived:bool=False,  # add the channels that are computed from the others, see `derive`
+    channels=None,  # names of channels, for files that are no photographs
+    **how,  # `rules` and `bits` of such channels
 ): # `ImageSet`
     "A data set from what was typed"
     from mils.sets import load_data
-    ds = load_data(data, None if data=='chroma' else size, parse_classes(classes), skip_bad)
+    if data=='chroma': size,channels,how = None,None,{}
+    ds = load_data(data, size, parse_classes(classes), skip_bad, channels=channels, **how)
     if not derived: return ds
     from mils.derived import derive
     return derive(ds)

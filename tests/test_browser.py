@@ -91,7 +91,7 @@ def test_source_and_colab(site, chrome):
     at,_ = site
     chrome.get(f'{at}/channels.html')
     links = [a.get_attribute('href') for a in chrome.find_elements('css selector','.toc-actions a')]
-    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02c_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
+    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02d_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
 
 CONTRAST = '''
 const parse = c => {

@@ -190,6 +190,49 @@ def test_an_extended_layer_is_saved_and_loaded(name):
     x = torch.randn(2,3,9,9)
     assert_same(old(x, channels='RGB'), new(x, channels='RGB'))
 
+@st.composite
+def set_in_any_order(draw, most=5):
+    "Names of the channels there are, and some of them in an order of their own"
+    names = draw(st.permutations('RGBNT'[:draw(st.integers(1,most))]))
+    return names,draw(st.permutations(names))[:draw(st.integers(1,len(names)))]
+
+@each
+@every
+@given(set_in_any_order(), st.integers(0,10**6))
+def test_x_holds_a_set_in_the_order_in_which_it_is_written(name, attention, drawn, seed):
+    torch.manual_seed(seed)
+    names,s = drawn
+    dyn = trained(DynamicConv2d(len(names), 4, 3, names, stats(len(names)), name, attention, padding=1), .1)
+    x = torch.randn(2, len(names), 8, 9)
+    known = sorted(s, key=names.index)                                   # the set in the layer's own order
+    want = dyn(x[:,[names.index(c) for c in known]], channels=known)
+    assert_close(dyn(x, mask=masks_of([s]*2, names)), want, 1e-4)         # a mask goes by the layer's order
+    xs = x[:,[names.index(c) for c in s]]
+    assert_close(dyn(xs, channels=s), want, 1e-4)
+    assert_close(dyn.fold(s)(xs), want, 1e-4)
+
+@pytest.mark.parametrize('order', [''.join(o) for n in (2,3) for o in itertools.permutations('RGB', n)])
+def test_a_network_takes_channels_in_the_order_they_are_written(order):
+    torch.manual_seed(0)
+    net,x = convert(nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU()).eval(), 'BGR', STATS),torch.randn(2,3,9,9)
+    xs,known = x[:,['BGR'.index(c) for c in order]],sorted(order, key='BGR'.index)
+    want = net(x[:,['BGR'.index(c) for c in known]], channels=known)
+    assert_close(net(xs, channels=order), want)
+    assert_close(net.fold(order)(xs), want)
+
+@each
+def test_weights_know_their_channels(name):
+    rgb,bgr,same = (DynamicConv2d(3, 4, 3, c, generator=name) for c in ('RGB','BGR','RGB'))
+    state,before = trained(rgb).state_dict(),copy.deepcopy(bgr.state_dict())
+    with pytest.raises(RuntimeError, match='for channels R, G, B; the layer has B, G, R'): bgr.load_state_dict(state)
+    assert_same(bgr.weight, before['weight'])                                 # they were not taken over
+    same.load_state_dict(state)
+    assert_same(same.kernel('GB'), rgb.kernel('GB'))
+    nameless = {k:v for k,v in state.items() if k!='_extra_state'}            # as they were saved before weights knew
+    bgr.load_state_dict(nameless)
+    net,other = (convert(nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU()), c, generator=name) for c in ('RGB','BGR'))
+    with pytest.raises(RuntimeError, match='weights of net.0'): other.load_state_dict(net.state_dict())
+
 @but(*FORGETS_COLOUR)
 def test_a_new_channel_works_alone(name):
     torch.manual_seed(0)
@@ -200,6 +243,7 @@ def test_a_new_channel_works_alone(name):
 x,yes = torch.randn(2,3,8,8),torch.ones(2,3,dtype=torch.bool)
 @pytest.mark.parametrize('call,words', [
     (lambda d: d(x, channels='RX'), ["'X'",'possible: R, G, B']),
+    (lambda d: d(x, channels='NIR'), ["'N', 'I'","one alone ends in it: 'NIR+'"]),
     (lambda d: d(x, channels=''), ['empty','R, G, B']),
     (lambda d: d(x[:,:2], channels='RR'), ['twice']),
     (lambda d: d(x[:,:2]), ['2 channels','RGB']),
@@ -218,8 +262,9 @@ def test_impossible_layers_are_refused():
     for f in (lambda: DynamicConv2d(4, 4, 3), lambda: DynamicConv2d(3, 6, 3, groups=3), lambda: DynamicConv2d(3, 4, 3, stats=stats(4)),
               lambda: DynamicConv2d(3, 4, 3, generator='bnak')):
         with pytest.raises(ValueError): f()
-    class Own(nn.Conv2d): pass
-    with pytest.raises(TypeError): DynamicConv2d.from_conv(Own(3,4,3))
+    class Lost(nn.Conv2d):
+        def forward(self, x, position): return super().forward(x+position)
+    with pytest.raises(TypeError, match='Lost cannot be converted: .*position'): DynamicConv2d.from_conv(Lost(3,4,3))
     with pytest.raises(ValueError): convert(nn.Sequential(nn.Conv2d(1,4,3)))
 
 timm = pytest.importorskip('timm')
