@@ -13,10 +13,10 @@ from .specs import load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
 
 # %% ../nbs/11b_cli.ipynb #58eea628
-def _out_folder(protocol, out):
+def _out_folder(protocol, out, record, runs='runs'):
     "The folder for a protocol's tables, which is there afterwards"
-    from mils.tables import results_dir
-    out = Path(out) if out else results_dir()/protocol
+    from mils.tables import tables_dir
+    out = Path(out) if out else tables_dir(protocol, record, runs)
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -32,14 +32,15 @@ def convert_sweep(
     protocol:str,  # whose runs, such as task-a
     data:str=None,  # where the data is; default: as the protocol says
     runs:str='runs',  # where runs live
-    out:str=None,  # folder for the tables; default: results/ and the protocol's name
+    out:str=None,  # folder for the tables; default: results/ and the protocol's name below `runs`
+    record:bool=False,  # into the recorded tables in results/, which the report reads
     methods:str=None,  # such as covariance,rebuilt; default: every way of converting
     skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
     "Test a sweep's RGB networks on every channel set without training, and keep the stems of its others"
     from mils.converted import convert_runs,plain_runs
     from mils.stems import collect_stems
-    ds,root,out = _protocol_data(protocol, data, skip_bad),Path(runs)/protocol,_out_folder(protocol, out)
+    ds,root,out = _protocol_data(protocol, data, skip_bad),Path(runs)/protocol,_out_folder(protocol, out, record, runs)
     if collect_stems(root, ds, out) and not plain_runs(root): return
     preds = convert_runs(root, ds, out, methods=methods.split(',') if methods else None)
     by = [preds.method, preds.recalibrated, preds.channels]
@@ -52,12 +53,14 @@ def fuse_sweep(
     protocol:str,  # whose runs, such as task-b
     data:str=None,  # where the data is; default: as the protocol says
     runs:str='runs',  # where runs live
-    out:str=None,  # folder for the table; default: results/ and the protocol's name
+    out:str=None,  # folder for the table; default: results/ and the protocol's name below `runs`
+    record:bool=False,  # into the recorded tables in results/, which the report reads
     skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
     "Compare a sweep's trained networks with what is deployed of them, on every test picture"
     from mils.deployed import deployed_runs
-    t = deployed_runs(Path(runs)/protocol, _protocol_data(protocol, data, skip_bad), _out_folder(protocol, out))
+    ds,out = _protocol_data(protocol, data, skip_bad),_out_folder(protocol, out, record, runs)
+    t = deployed_runs(Path(runs)/protocol, ds, out)
     print(t.to_string(index=False))
 
 # %% ../nbs/11b_cli.ipynb #5d107658
@@ -74,7 +77,8 @@ def measure_costs(
     networks:str=None,  # others than the protocol's, quoted: "strict4:fine=2 resnet34:stem=half,cifar"
     rounds:int=15,  # of timing, all networks in turn
     device:str='cpu',  # or cuda
-    out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name
+    out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name below runs/
+    record:bool=False,  # into the recorded tables in results/, which the report reads
 ):
     "Measure depth, parameters, arithmetic, time and memory of a protocol's networks, or some, on this machine"
     from mils.identity import environment
@@ -89,7 +93,7 @@ def measure_costs(
     env = environment(device)
     t = cost_table(nets, n_classes, p['size'], rounds=rounds, device=device, precision=p['precision'])
     t = t.assign(**{k:env[k] for k in ('machine','cores','torch')})
-    path = _out_folder(protocol, out)/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
+    path = _out_folder(protocol, out, record)/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
     if networks: t = _with_rows_of_others(t, path)
     write_atomic(path, t.to_csv(index=False, float_format='%.6g'))
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
