@@ -3,6 +3,7 @@ import json,re,shutil,threading
 from pathlib import Path
 from urllib.parse import unquote,urldefrag
 import pytest
+from bs4 import BeautifulSoup
 from mils.live import fetch_npm
 from mils.site import build_site,site_server
 
@@ -93,7 +94,8 @@ def test_search_finds_what_pages_show(site, chrome):
     def first(words):
         box = chrome.find_element('id','search')
         box.send_keys(Keys.ESCAPE, words)
-        WebDriverWait(chrome, 20).until(lambda d: 'found' in d.find_element('css selector','search [role=status]').get_attribute('textContent'))
+        status = chrome.find_element('css selector','search [role=status]')
+        WebDriverWait(chrome, 20).until(lambda _: 'found' in status.get_attribute('textContent'))
         links = chrome.find_elements('css selector','#found a')
         return [a.get_attribute('href').removeprefix(f'{at}/') for a in links]
     for start in ('index.html','report/task-a.html'):
@@ -333,8 +335,8 @@ def test_what_is_shown_of_a_page_elsewhere(site):
     "Title, description and a picture that exists"
     at,out = site
     for p in pages(out):
-        head = (out/p).read_text().partition('</head>')[0]
-        meta = dict(re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]*)">', head))
+        head = BeautifulSoup((out/p).read_text(), 'html.parser').head
+        meta = {o.get('name') or o.get('property'):o.get('content') for o in head.find_all('meta')}
         assert meta['description'] and meta['og:description'] and meta['og:title'], p
         assert (out/meta['og:image'].removeprefix('https://mils-lab.github.io/mils/')).is_file(), p
-        assert re.search(r'rel="icon" href="[^"]*icon.svg"', head)
+        assert head.find('link', rel='icon')['href'].endswith('icon.svg')
