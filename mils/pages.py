@@ -150,9 +150,10 @@ def read_page(
     "Read a processed notebook, take its options apart and number its figures and tables"
     nb = nbformat.read(Path(folder)/src, 4)
     page = Page(src, nb, _front_matter(nb))
-    fold = page.meta.get('code-fold', False)
+    fold,taken = page.meta.get('code-fold', False),{'main'}
     for c in nb.cells:
         if c.cell_type!='code': continue
+        if 'anchors' in c.metadata: c.metadata.anchors = [a for a in c.metadata.anchors if not (a in taken or taken.add(a))]
         options,c.source = split_options(c.source)
         c.metadata.opts = nbformat.from_dict({'code-fold':fold, **options})
         c.metadata.alt = options.get('fig-alt', options.get('fig-cap'))

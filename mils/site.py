@@ -71,6 +71,7 @@ def render_page(
                        exclude_output_prompt=True, filters=filters)
     exp.environment.globals.update(page=page, site=site, refs=lambda: references(bib, page.cited))
     page.html,_ = exp.from_notebook_node(page.nb)
+    for _,anchor,_ in page.headings: page.html = page.html.replace(f'<a id="{anchor}"></a>', '')          # a heading of that name is there
     if page.unknown:
         unknown = ', '.join(map(repr, dict.fromkeys(page.unknown)))
         raise ValueError(f"nbs/{page.src}: unknown reference {unknown}; labels here: {', '.join(page.labels) or 'none'}")
