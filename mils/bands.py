@@ -10,7 +10,8 @@ import io,re,zipfile,zlib
 from collections import defaultdict
 from itertools import product
 from pathlib import PurePosixPath
-from .source import is_image,Item,Source
+from .names import is_image
+from .source import Item,Source
 
 # %% ../nbs/01ba_bands.ipynb #f4d26b07
 _usual = r'[Cc][Hh]\d{1,3}|B\d\d|B\dA'                     # Ch3, ch00; B02, B8A

@@ -78,6 +78,8 @@ class Batches(TfmdDL):
             stats = stats_of(stats or dataset.stats, channels or dataset.channels, dataset.channels)
             after_batch = [Standardise(stats, dataset.levels), *L(after_batch)]
             dataset = Pictures(dataset, split, channels, train)
+        if not 0<=shift<=.5: raise ValueError(f'shift={shift}; expected a share of the side, from 0 to 0.5')
+        if bs is None or bs<1 or bs!=int(bs): raise ValueError(f'bs={bs}; expected 1, 2, ... pictures a batch')
         shuffle,drop_last = (train if o is None else o for o in (shuffle,drop_last))
         super().__init__(dataset.to(device), bs, shuffle, 0, do_setup=False, drop_last=drop_last, device=torch.device(device),
             after_batch=after_batch, **kwargs)

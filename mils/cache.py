@@ -11,7 +11,7 @@ from dataclasses import asdict
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from .core import digest,progress,set_name,write_atomic
-from .source import SPLITS
+from .names import as_text,SPLITS
 from .manifest import Manifest
 from .decode import decode,threads,Unreadable
 from .planes import read_planes
@@ -101,6 +101,16 @@ def _open_pixels(p, get):
         _reopen(p)
         return p.build(get)
 
+# %% ../nbs/01i_cache.ipynb #2eb6411a
+def _copy_notes(m, rows, crc):
+    "Notes on files that are there twice, where that does harm"
+    lengths = [m.source.files[m.names[i]].size for i in rows]
+    _,content = np.unique(np.stack([crc, lengths]), axis=1, return_inverse=True)
+    for what,part in (('lie in more than one split',m.split), ('have more than one label',m.labels)):
+        first,_ = np.unique(np.stack([content.ravel(), part[rows]]), axis=1)
+        n = (np.bincount(first)>1).sum()
+        if n: yield f'{n:,} pictures {what}; `mils data check` names them'
+
 # %% ../nbs/01i_cache.ipynb #ee0c0e45
 def _present(m, home):
     "Rows whose file is there, their checksums, and the reason for each row that is not"
@@ -133,7 +143,8 @@ def _image_set(m, rows, crc, p, skipped, **channels):
     key = _hash(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
     splits = {k:np.flatnonzero(split==i) for i,k in enumerate(SPLITS)}
     names = [m.names[i] for i in rows]
-    return ImageSet(p.array(), labels, splits, m.classes, names, key[:16], source=m.source.path.name, skipped=skipped, **channels)
+    notes = [*m.notes, *_copy_notes(m, rows, crc)]
+    return ImageSet(p.array(), labels, splits, m.classes, names, key[:16], source=as_text(m.source.path.name), skipped=skipped, notes=notes, **channels)
 
 # %% ../nbs/01i_cache.ipynb #b81ce89e
 def _known_ranges(m, rows, crc, home, channels, rules, bits):

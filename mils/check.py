@@ -6,7 +6,7 @@
 __all__ = ['BadImages', 'missing_files', 'check']
 
 # %% ../nbs/01f_check.ipynb #e44a7c74
-import lzma,xxhash,zipfile,zlib
+import xxhash
 from collections import Counter,defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .core import progress
-from .source import SPLITS
+from .names import as_text,SPLITS
+from .source import zip_errors
 from .manifest import Manifest,read_manifest
 from .decode import open_image,square_rgb,threads,Unreadable
 from .imageset import channel_sums,ChannelStats
@@ -62,11 +63,10 @@ def missing_files(
     for i,n in enumerate(m.names):
         if n is None: reasons[i] = 'missing'
         elif m.source.files[n].size==0: reasons[i] = 'empty file'
+        elif m.source.files[n].size<0: reasons[i] = 'a link that leads nowhere'
     return reasons
 
 # %% ../nbs/01f_check.ipynb #04661921
-_zip_errors = zipfile.BadZipFile,zlib.error,lzma.LZMAError,NotImplementedError,RuntimeError,EOFError
-
 def read_image(
     m:Manifest,
     i:int,  # row
@@ -75,7 +75,9 @@ def read_image(
     try: return m.source.read(m.names[i])
     except FileNotFoundError: raise Unreadable('missing') from None
     except PermissionError: raise Unreadable('no permission to read it') from None
-    except _zip_errors as e: raise Unreadable(f'damaged in its zip ({e})') from None
+    except zip_errors as e:
+        how = 'encrypted' if 'encrypted' in str(e) else 'damaged'
+        raise Unreadable(f'{how} in its zip ({e})') from None
     except OSError as e: raise Unreadable(f'cannot be read ({e})') from None
 
 # %% ../nbs/01f_check.ipynb #3b3093b3
@@ -88,6 +90,7 @@ class Report:
     modes:Counter  # how the images are stored -> images
     stats:ChannelStats  # of the images that can be read, `None` without any
     copies:list  # lists of rows that hold the same bytes
+    blank:list  # rows of one colour throughout
     channels:Tally=None  # what the channels hold; `None` for photographs
 
     @property
@@ -112,35 +115,38 @@ class _Seen(NamedTuple):
     modes:Counter
     bad:dict  # row -> reason
     hashes:dict  # row -> hash of the file
+    blank:list  # rows
     sums:tuple  # `channel_sums` of photographs at 64 px, or a `Tally`; `None` without a readable image
 
 def _look(m, ranges, rows, side=64):
-    sizes,modes,bad,hashes,pictures = Counter(),Counter(),{},{},[]
+    sizes,modes,bad,hashes,blank,pictures = Counter(),Counter(),{},{},[],[]
     tally = Tally(ranges, side) if ranges else None
     for i in rows:
         try:
             b = read_image(m, i)
-            if ranges: size,mode = _look_at_channels(b, tally)
+            if ranges: size,mode,even = _look_at_channels(b, tally)
             else:
                 im = open_image(b, side)
                 pictures.append(square_rgb(im, side))
                 size,mode = im.info['original'],im.info['stored']
+                even = (pictures[-1]==pictures[-1][0,0]).all()
         except Unreadable as e:
             bad[i] = str(e)
             continue
         hashes[i] = xxhash.xxh3_128_digest(b)
+        if even: blank.append(i)
         sizes[size] += 1
         modes[mode] += 1
     sums = channel_sums(np.stack(pictures)) if pictures else tally
-    return _Seen(sizes, modes, bad, hashes, sums)
+    return _Seen(sizes, modes, bad, hashes, blank, sums)
 
 def _look_at_channels(b, tally):
-    "Enter a picture; its width and height, and how it is stored"
+    "Enter a picture; its width and height, how it is stored, and whether it is the same everywhere"
     planes = read_planes(b)
     tally.add(planes)
     x = planes.data[0]
     kinds = ' and '.join(sorted({o.dtype.name for o in planes.data}))
-    return x.shape[::-1],f'{len(planes.data)} x {kinds}'
+    return x.shape[::-1],f'{len(planes.data)} x {kinds}',all(o.min()==o.max() for o in planes.data)
 
 # %% ../nbs/01f_check.ipynb #afc3d672
 def check(
@@ -165,7 +171,8 @@ def check(
     sizes = sum((o.sizes for o in seen), Counter())
     modes = sum((o.modes for o in seen), Counter())
     stats,tally = _statistics([o.sums for o in seen if o.sums])
-    return Report(m, bad_rows(m, bad), sizes, modes, stats, [c for c in copies.values() if len(c)>1], tally)
+    blank = [i for o in seen for i in o.blank]
+    return Report(m, bad_rows(m, bad), sizes, modes, stats, [c for c in copies.values() if len(c)>1], blank, tally)
 
 def _statistics(sums):
     "`ChannelStats` and `Tally` of parts of a set, `None` where there are none"
@@ -175,6 +182,10 @@ def _statistics(sums):
     return tally.stats if tally.pictures else None,tally
 
 # %% ../nbs/01f_check.ipynb #1fe581fe
+def _some(names, most=12):
+    "The first of some names, and how many more there are"
+    return ', '.join(names[:most])+(f', and {len(names)-most:,} more' if len(names)>most else '')
+
 def _table(m):
     "Images by split, and the smallest and largest class"
     yield f'{"":10}{"images":>10}{"classes":>10}{"a class":>16}'
@@ -182,6 +193,7 @@ def _table(m):
         n = np.bincount(m.labels[m.split==i], minlength=len(m.classes))
         span = f'{n.min():,}' if n.min()==n.max() else f'{n.min():,} to {n.max():,}'
         yield f'{s:10}{n.sum():10,}{(n>0).sum():10,}{span:>16}'
+    yield f'classes    {_some(m.classes)}'
 
 def _span(sizes, most=4):
     "Image sizes in a line"
@@ -214,6 +226,12 @@ def _copies(report, most=8):
     for c in [c for c in report.copies if c in across or c in torn][:most]:
         yield '           ' + ' = '.join(f'{m.rows[i].path} ({SPLITS[m.split[i]]}, {m.labels[i]})' for i in c)
 
+def _blank(report):
+    "Pictures without anything on them"
+    if not report.blank: return
+    names = [report.manifest.rows[i].path for i in report.blank]
+    yield f'one colour {len(names):,}, perhaps damaged: {_some(names, 4)}'
+
 def _unreadable(report, most=20):
     "Files that cannot be used"
     yield f'unreadable {len(report.bad):,}'
@@ -223,9 +241,9 @@ def _unreadable(report, most=20):
 @patch
 def __repr__(self:Report):
     m = self.manifest
-    lines = [str(m.source.path), *_table(m), *(f'note       {o}' for o in m.notes)]
+    lines = [as_text(str(m.source.path)), *_table(m), *(f'note       {o}' for o in m.notes)]
     if self.stats is not None: lines += _pixels(self)
-    return '\n'.join([*lines, *_copies(self), *_unreadable(self)])
+    return '\n'.join([*lines, *_copies(self), *_blank(self), *_unreadable(self)])
 
 @patch
 def _repr_html_(self:Report):

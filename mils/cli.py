@@ -9,7 +9,7 @@ __all__ = ['main']
 import json,sys
 from pathlib import Path
 from .core import lookup,write_atomic
-from .specs import load_typed,parse_classes,parse_networks,parse_numbers
+from .specs import at_least,load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
 
 # %% ../nbs/11b_cli.ipynb #58eea628
@@ -84,6 +84,7 @@ def measure_costs(
     from mils.identity import environment
     from mils.protocols import protocols
     from mils.costs import cost_table
+    at_least(1, rounds=rounds)
     p = lookup(protocols, protocol, 'protocol')
     arms = parse_networks(networks) if networks else p['arms']
     nets = [dict(model=a['model'], **a.get('options', {})) for a in arms]
@@ -113,6 +114,9 @@ def time_training(
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import compare_speed
+    at_least(1, size=size, rounds=rounds, n_train=n_train)
+    at_least(2, epochs=epochs)
+    at_least(0, photo_size=photo_size)
     net,*more = parse_networks(network)
     if more or 'dynamic' in net: raise ValueError(f'{network!r}; expected one plain network, such as small_cnn or wide_resnet:width=2')
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,13 @@ __all__ = []
 
 # %% ../nbs/11a_commands.ipynb #a23028f1
 import json,sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
 from .core import channel_set,lookup,Registry,set_name
-from .specs import load_typed,parse_channels,parse_classes,parse_networks,parse_numbers,parse_settings,parse_shares,registered_names
+from .specs import (at_least,load_typed,parse_channels,parse_classes,parse_networks,parse_numbers,parse_settings,parse_shares,
+                        registered_names)
 
 # %% ../nbs/11a_commands.ipynb #90eb9427
 commands = Registry('command')
@@ -59,7 +61,7 @@ def run_command(
 # %% ../nbs/11a_commands.ipynb #785e7482
 @command(name='data')
 def prepare_data(
-    action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
+    action:str,  # `check`: tell what is in a set, status 3 where copies lie in two splits or classes; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
     size:int=64,  # pixels of the side, for `cache`
     classes:str=None,  # labels to keep, such as 0-49; default: all
@@ -74,7 +76,7 @@ def prepare_data(
         from mils.check import check
         report = check(sets.data_path(target), parse_classes(classes), parse_channels(channels), range)
         print(report)
-        return int(bool(report.bad))
+        return 1 if report.bad else 3 if report.across or report.torn else 0
     def get(): print(sets.get_data(target))
     def cache(): print(load_typed(target, size, classes, skip_bad, channels=parse_channels(channels), rules=range, bits=bits))
     return lookup(dict(check=check, get=get, cache=cache), action, 'action')()
@@ -124,9 +126,9 @@ def train_network(
     n = len(arms)*len(changes)
     if n!=1: raise ValueError(f'{network!r} {set!r} is {n} runs; `mils sweep` does several')
     names = parse_channels(channels)
+    cfg = Config(**arms[0], recipe=recipe, overrides=changes[0], epochs=epochs, seed=seed, precision=precision)
     ds = load_typed(data, size, classes, skip_bad, channels=names, rules=range, bits=bits)
-    cfg = Config(**arms[0], channels=channel_set(names or ds.channels, ds.channels), shares=parse_shares(always, share), recipe=recipe,
-                 overrides=changes[0], epochs=epochs, seed=seed, precision=precision)
+    cfg = replace(cfg, channels=channel_set(names or ds.channels, ds.channels), shares=parse_shares(always, share))
     run = train_run(cfg, ds, runs)
     done = json.loads((run/'DONE').read_text())
     print(f'{run}\n{done["parameters"]:,} parameters, {done["seconds"]:.0f} s of training, {done["images_per_s"]:,.0f} images/s')
@@ -183,8 +185,12 @@ def run_sweep(
     folds = p.get('folds', False)
     sets = [parse_channels(o) for o in channels.split(',')] if channels else []
     names = tuple(dict.fromkeys(c for s in sets for c in s)) or None
-    ds = load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'),
-                    channels=names, rules=range, bits=bits)
+    at_least(1, jobs=jobs, size=size)
+    try: ds = load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'),
+                         channels=names, rules=range, bits=bits)
+    except ValueError as e:
+        if classes or not str(e).startswith('classes:'): raise
+        raise ValueError(f"{e}. {protocol} is meant for the classes {p['classes']}; --classes takes others") from None
     seeds = parse_numbers(seeds) if seeds else None
     cfgs = _plan(p, ds.channels, networks, sets, set, precision, epochs=epochs, seeds=seeds, recipe=recipe)
     if skip_recorded: cfgs = _without_recorded(cfgs, ds, folds, results_dir()/protocol/'runs.csv')
@@ -204,10 +210,11 @@ def results(
     remove:str=None,  # names of runs, separated by commas, whose rows are to go from the tables; nothing else is done
 ):
     "Collect the finished runs of a sweep into tables, and print them"
+    from mils.disk import locked
     from mils.tables import collect_runs,other_versions,remove_runs,tables_dir
     out = Path(out) if out else tables_dir(protocol, record, runs)
     if remove:
-        remove_runs(out, remove.split(','))
+        with locked(f'{out}/'): remove_runs(out, remove.split(','))
         print(f'removed {remove} from the tables in {out}')
         return
     t = collect_runs(Path(runs)/protocol, out)['runs'].sort_values(['network','seed'])

@@ -6,7 +6,9 @@
 __all__ = ['recipes', 'Config']
 
 # %% ../nbs/05e_config.ipynb #c86b4dfa
+import math
 from dataclasses import dataclass,field
+from numbers import Integral
 from fastcore.basics import patch
 from .core import channel_set,lookup,set_name
 from .generators import generators
@@ -20,6 +22,25 @@ recipes = {
     'same':          dict(opt='adamw', lr=2e-3, wd=0.05, bs=128, smoothing=0.1, schedule='one_cycle', shift=1/16, flip=True),
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
     'seed-baseline': dict(opt='sgd',   lr=0.1,  wd=1e-4, bs=256, smoothing=0.0, schedule='multistep', shift=1/16, flip=True)}
+
+# %% ../nbs/05e_config.ipynb #17f4b904
+_limits = dict(lr=(0, math.inf), wd=(0, math.inf), bs=(1, math.inf), smoothing=(0, 1), shift=(0, .5))
+
+def _check_setting(name, v, usual):
+    "`ValueError` for the value of a recipe's setting that is no number where one belongs, or none that makes sense"
+    if isinstance(usual, bool):
+        if v not in (True,False): raise ValueError(f'{name}={v!r}; expected True or False')
+    if name not in _limits: return
+    low,high = _limits[name]
+    whole = isinstance(usual, int)
+    if isinstance(v, Integral if whole else (int,float)) and math.isfinite(v) and low<=v<=high: return
+    span = f'from {low} on' if high==math.inf else f'from {low} to {high}'
+    raise ValueError(f'{name}={v!r}; expected a {"whole "*whole}number {span}, such as {usual}')
+
+def _check_counts(**counts):
+    "`ValueError` for what is no whole number, or below where it begins; each is `(value, begin)`"
+    for name,(v,begin) in counts.items():
+        if not isinstance(v, Integral) or v<begin: raise ValueError(f'{name}={v!r}; expected {begin} or more')
 
 # %% ../nbs/05e_config.ipynb #3aa7ddc6
 _precisions = ('float32','bfloat16')
@@ -47,9 +68,9 @@ class Config:
     def __post_init__(self):
         check_options(self.model, self.options)
         known = lookup(recipes, self.recipe, 'recipe')
-        for k,v in self.overrides.items():
-            a_number = isinstance(lookup(known, k, 'recipe setting'), (int,float))
-            if a_number and not isinstance(v, (int,float)): raise ValueError(f'{k}={v!r}; expected a number such as {known[k]}')
+        for k,v in self.overrides.items(): _check_setting(k, v, lookup(known, k, 'recipe setting'))
+        _check_counts(epochs=(self.epochs,1), seed=(self.seed,0), views=(self.views,1))
+        if not 0<=self.distill<=1: raise ValueError(f'distill={self.distill}; expected a share of the loss, from 0 to 1')
         lookup(opts, self.settings['opt'], 'optimiser')
         lookup(schedules, self.settings['schedule'], 'schedule')
         lookup(samplings, self.sampling, 'sampling')
@@ -68,7 +89,6 @@ class Config:
             raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
         if self.sampling!='none' and not self.dynamic:
             raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
-        if self.epochs<1: raise ValueError(f'epochs={self.epochs}; expected 1 or more')
 
     @property
     def names(self)->tuple: return channel_set(self.channels, self.channels)

@@ -7,7 +7,7 @@ __all__ = ['ChannelStats', 'channel_stats', 'ImageSet', 'having', 'select_classe
 
 # %% ../nbs/01e_imageset.ipynb #bd668780
 import math
-from dataclasses import dataclass,replace
+from dataclasses import dataclass,field,replace
 from functools import cached_property
 from typing import NamedTuple
 import numpy as np
@@ -95,6 +95,7 @@ class ImageSet:
     channels:str='RGB'  # channel names, in the order of the last axis; a tuple of them where one is longer than a letter
     source:str=''  # where it came from, for people
     skipped:int=0  # unreadable images that were left out
+    notes:list=field(default_factory=list)  # what a person should know before training on it
     ranges:Ranges=None  # which values of the files are black and white; `None` for photographs
     there:np.ndarray=None  # `(n, channels)` bool, which channels each picture has; `None`: all
 

@@ -169,6 +169,8 @@ def _callbacks(cfg, rows, write):
     return cbs
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
+_decided = {'dls','model','loss_func','opt_func','lr','splitter'}               # of what `Learner` takes
+
 def get_learner(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -181,6 +183,8 @@ def get_learner(
     **kwargs,  # to `Learner`, such as `path` or `model_dir`
 )->RecipeLearner:
     "A fastai `Learner` that trains `cfg` on `ds`"
+    for k in kwargs.keys()&_decided:
+        raise ValueError(f'{k} follows from the Config; change its recipe or overrides, as in overrides=dict(lr=0.001, opt="sgd")')
     device,s,stats = torch.device(device or default_device()),cfg.settings,ds.stats
     _check_channels(cfg.channels, ds, stats)
     ds = _pictures_for(cfg, ds)

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
+from .formats import damage
 from .decode import open_image,Unreadable
 
 # %% ../nbs/01da_planes.ipynb #ed1314b3
@@ -167,7 +168,9 @@ def read_planes(
     if is_tiff(b): return _read_tiff(b)
     if b[:6]==b'\x93NUMPY': return _read_npy(b)
     if b[:2]==b'PK': return _read_zip(b)
-    return _read_deep_png(b) if _is_deep_png(b) else _read_picture(b)
+    if not _is_deep_png(b): return _read_picture(b)
+    if why := damage(b): raise Unreadable(why)
+    return _read_deep_png(b)
 
 # %% ../nbs/01da_planes.ipynb #83612d7a
 def _is_photo_tiff(b):

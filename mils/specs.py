@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/11_specs.ipynb #3be2d0f5
-import ast,hashlib,json,re
+import ast,hashlib,json,re,sys
 from itertools import product
 from pathlib import Path
 from .core import channel_set,write_atomic
@@ -22,6 +22,15 @@ def parse_numbers(
         if not ends or ends[-1]<ends[0]: raise ValueError(f'{text!r} is not a list of numbers; expected for example 0,1,2 or 0-49')
         numbers += range(ends[0], ends[-1]+1)
     return numbers
+
+# %% ../nbs/11_specs.ipynb #5422ba81
+def at_least(
+    low:int,  # where it begins
+    **numbers,  # options as typed, by name
+):
+    "`ValueError` for an option that is too small; none is `None`"
+    for name,v in numbers.items():
+        if v is not None and v<low: raise ValueError(f'--{name.replace("_", "-")} {v}; expected {low} or more')
 
 # %% ../nbs/11_specs.ipynb #d5e3e254
 def _value(text):
@@ -49,6 +58,7 @@ def parse_networks(
 )->list: # dicts for `Config`
     "Networks and their options, every combination"
     networks = []
+    if not text.split(): raise ValueError(f'{text!r} names no network; expected for example small_cnn:dynamic or resnet34')
     for spec in text.split():
         model,*words = spec.split(':')
         is_dynamic = 'dynamic' in words
@@ -114,8 +124,10 @@ def load_typed(
 ): # `ImageSet`
     "A data set from what was typed"
     from mils.sets import load_data
+    at_least(1, size=size)
     if data=='chroma': size,channels,how = None,None,{}
     ds = load_data(data, size, parse_classes(classes), skip_bad, channels=channels, **how)
+    for o in ds.notes: print(f'note: {o}', file=sys.stderr)
     if not derived: return ds
     from mils.derived import derive
     return derive(ds)

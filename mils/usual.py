@@ -9,7 +9,7 @@ __all__ = ['Files', 'usual_transform', 'train_epoch', 'top1_accuracy', 'train_pl
 import io,time
 from pathlib import Path
 from .core import progress
-from .source import SPLITS
+from .names import SPLITS
 from .manifest import Manifest,read_manifest
 from .imageset import ChannelStats,ImageSet
 from .check import read_image
