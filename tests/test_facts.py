@@ -84,7 +84,8 @@ def test_a_wrong_number_in_a_caption_is_found(broken):
     assert stale(broken(code(caption.format('3<!--/-->'))))==[]
     assert len(stale(broken(code(caption.format('4<!--/-->')))))==1
 
-@pytest.mark.parametrize('name', ['task_b.best.shares', 'task_b.after.41.share', 'task_z.best.share', 'task_b.best', 'task_b.best.ratio', 'task_b.best.ratio:.1z'])
+@pytest.mark.parametrize('name', ['task_b.best.shares', 'task_b.after.41.share', 'task_z.best.share', 'task_b.best', 'task_b.best.ratio',
+    'task_b.best.ratio:.1z'])
 def test_a_name_that_means_nothing_is_an_error(name):
     with pytest.raises(ValueError, match=f'<!--={name}-->'): fill(f'<!--={name}-->1<!--/-->')
 
