@@ -10,7 +10,6 @@ import io,re,zipfile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 import numpy as np
-from PIL import Image
 from .decode import open_image,Unreadable
 
 # %% ../nbs/01da_planes.ipynb #ed1314b3

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image,ImageOps
 from .core import channel_set,digest,set_name
 from .decode import Unreadable
-from .planes import Planes,read_planes
+from .planes import Planes
 
 # %% ../nbs/01db_ranges.ipynb #f1482e29
 @dataclass(frozen=True)

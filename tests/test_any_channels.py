@@ -12,7 +12,7 @@ from mils.identity import run_name
 from mils.imageset import having
 from mils.learner import get_learner
 from mils.planes import read_planes
-from mils.prediction import predict,predict_sets
+from mils.prediction import predict
 from mils.runs import load_run,train_run
 from mils.sets import load_data
 from mils.weights import load_classifier
@@ -70,7 +70,7 @@ def test_layouts_are_read_unrounded(how, dtype):
     x = values(3, 5, 32, 200, dtype)
     if dtype=='float32': x /= 7
     wide = np.ascontiguousarray(np.moveaxis(x, 0, 2))
-    f,names = io.BytesIO(),None
+    f = io.BytesIO()
     if how=='npy': np.save(f, wide)
     elif how=='npz': np.savez(f, x)
     elif how=='named npz': np.savez(f, **{f'c {i}':o for i,o in enumerate(x)})
