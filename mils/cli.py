@@ -9,6 +9,7 @@ __all__ = ['main']
 import json,sys
 from pathlib import Path
 from .core import lookup,write_atomic
+from .ranges import Ranges
 from .specs import at_least,load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
 
@@ -20,11 +21,15 @@ def _out_folder(protocol, out, record, runs='runs'):
     out.mkdir(parents=True, exist_ok=True)
     return out
 
-def _protocol_data(protocol, data, skip_bad):
-    "The data of a protocol"
+def _protocol_data(protocol, data, skip_bad, root):
+    "The data of a protocol, with the channels and ranges that the runs below `root` were trained on"
     from mils.protocols import protocols
-    p = lookup(protocols, protocol, 'protocol')
-    return load_typed(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived'))
+    p,how = lookup(protocols, protocol, 'protocol'),{}
+    about = next((json.loads(f.read_text()) for f in sorted(root.glob('*/config.json'))), {})
+    if 'ranges' in about:
+        r = Ranges(**about['ranges'])
+        how = dict(channels=r.names, rules=r.rules, bits=r.bits)
+    return load_typed(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived'), **how)
 
 # %% ../nbs/11b_cli.ipynb #21f28204
 @command(name='convert')
@@ -37,11 +42,12 @@ def convert_sweep(
     methods:str=None,  # such as covariance,rebuilt; default: every way of converting
     skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
-    "Test a sweep's RGB networks on every channel set without training, and keep the stems of its others"
+    "Test a sweep's plain networks on every channel set without training, and keep the stems of its others"
     from mils.converted import convert_runs,plain_runs
     from mils.stems import collect_stems
-    ds,root,out = _protocol_data(protocol, data, skip_bad),Path(runs)/protocol,_out_folder(protocol, out, record, runs)
-    if collect_stems(root, ds, out) and not plain_runs(root): return
+    root,out = Path(runs)/protocol,_out_folder(protocol, out, record, runs)
+    ds = _protocol_data(protocol, data, skip_bad, root)
+    if collect_stems(root, ds, out) and not plain_runs(root, ds.channels): return
     preds = convert_runs(root, ds, out, methods=methods.split(',') if methods else None)
     by = [preds.method, preds.recalibrated, preds.channels]
     acc = (preds['rank']<1).groupby(by, observed=True, sort=False).mean().unstack()
@@ -59,8 +65,8 @@ def fuse_sweep(
 ):
     "Compare a sweep's trained networks with what is deployed of them, on every test picture"
     from mils.deployed import deployed_runs
-    ds,out = _protocol_data(protocol, data, skip_bad),_out_folder(protocol, out, record, runs)
-    t = deployed_runs(Path(runs)/protocol, ds, out)
+    root,out = Path(runs)/protocol,_out_folder(protocol, out, record, runs)
+    t = deployed_runs(root, _protocol_data(protocol, data, skip_bad, root), out)
     print(t.to_string(index=False))
 
 # %% ../nbs/11b_cli.ipynb #5d107658

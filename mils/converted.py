@@ -8,10 +8,10 @@ __all__ = ['convert_runs']
 # %% ../nbs/06h_converted.ipynb #d3372318
 import itertools
 from pathlib import Path
-from .core import channel_sets,lookup,progress,set_name,write_atomic
+from .core import lookup,progress,set_name,write_atomic
 from .imageset import ImageSet
 from .batches import Batches
-from .prediction import predict,recalibrate
+from .prediction import predict,probe_sets,recalibrate
 from .runs import load_run
 from .sweeps import run_set
 from .tables import finished_runs,grow_table
@@ -83,30 +83,31 @@ def _ways(methods):
     if not methods: return every
     return [(k,again) for k,again in every if k in methods]
 
-def _converted(net, channels, method, again, stats, x, batches):
+def _converted(net, channels, method, again, stats, x, batches, names):
     "`net` for a channel set, in one of the ways"
-    one = conversions[method if method in conversions else 'covariance'](net, channels, stats, x[:512]).eval()
+    one = conversions[method if method in conversions else 'covariance'](net, channels, stats, x[:512], names).eval()
     if method in solved_layers: return solve_layers(one, net, batches, solved_layers[method])
     if again: recalibrate(one, batches)
     return one
 
 def _each_way(net, ds, n, ways):
     "Test predictions of a network on every channel set in every way"
-    stats = ds.stats
+    stats,names = ds.stats,tuple(ds.channels)
     pictures = Batches(ds, 'train', stats, bs=512, train=True)
     x = torch.cat([x for x,_ in itertools.islice(pictures, max(1, n//512))])
-    for s in channel_sets():
-        batches = [(o[:,['RGB'.index(c) for c in s]],o) for o in x.split(512)]
+    for s in probe_sets(names):
+        batches = [(o[:,[names.index(c) for c in s]],o) for o in x.split(512)]
         for method,again in ways:
-            p = predict(_converted(net, s, method, again, stats, x, batches), ds, 'test', trained=s, stats=stats)
+            p = predict(_converted(net, s, method, again, stats, x, batches, names), ds, 'test', trained=s, stats=stats)
             yield p[['image','rank']].assign(method=method, recalibrated=again, channels=set_name(s))
 
 # %% ../nbs/06h_converted.ipynb #eadedc87
 def plain_runs(
     root,  # a folder of runs
+    channels='RGB',  # all those of the data
 )->list: # of (configuration, folder)
-    "Finished runs of networks with a plain stem on RGB"
-    return [(c,f) for c,f in finished_runs(root) if not c['dynamic'] and tuple(c['channels'])==tuple('RGB')]
+    "Finished runs of networks with a plain stem on all channels"
+    return [(c,f) for c,f in finished_runs(root) if not c['dynamic'] and set_name(c['channels'])==set_name(channels)]
 
 # %% ../nbs/06h_converted.ipynb #2232a424
 @torch.no_grad()
@@ -117,11 +118,11 @@ def convert_runs(
     n:int=4096,  # pictures for re-estimated statistics and solved layers
     methods=None,  # names from `conversions` and `solved_layers`; default: all
 )->pd.DataFrame: # a row a test image: `run`, `seed`, `method`, `recalibrated`, `channels`, `image`, `rank`
-    "Test predictions of every plain RGB network below `root` on every channel set, converted in every way"
+    "Test predictions of every plain network on all channels below `root` on every channel set, see `probe_sets`, converted in every way"
     ways,preds = _ways(methods),[]
-    for cfg,folder in progress(plain_runs(root), 'runs'):
+    for cfg,folder in progress(plain_runs(root, ds.channels), 'runs'):
         for p in _each_way(load_run(folder).net, run_set(folder, ds), n, ways): preds.append(p.assign(run=folder.name, seed=cfg['seed']))
-    if not preds: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
+    if not preds: raise ValueError(f'no plain network on {set_name(ds.channels)} among the finished runs in {root}')
     small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}
     columns = ['image','rank','run','seed','method','recalibrated','channels']
     preds = pd.concat(preds, ignore_index=True)[columns].astype(small)

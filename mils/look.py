@@ -71,7 +71,7 @@ def _range_warnings(t, i):
     name,type,low,high,seen = r.names[i],r.types[i],r.low[i],r.high[i],f'values from {t.low[i]:g} to {t.high[i]:g}'
     if type in _tops and t.low[i]>=0 and 0<t.high[i]<=1:
         yield f'channel {name} has {seen} in {type} files: if they were 0 to 1 before, everything between is lost; write floating point'
-    elif type=='uint16' and 0<t.high[i]<=255: yield f'channel {name} has {seen}: 8 bits in a file of 16'
+    elif type=='uint16' and t.low[i]<t.high[i]<=255: yield f'channel {name} has {seen}: 8 bits in a file of 16'
     if t.high[i]-t.low[i]<(high-low)/8 and t.high[i]>t.low[i]:
         yield f'channel {name} has {seen}, and a range from {low:g} to {high:g}: it is nearly one colour; give --range "{name}=percentiles"'
     if (share := t.outside[i]/max(1, t.values[i]))>.02: yield f'{share:.1%} of the values of channel {name} lie outside its range, {low:g} to {high:g}'

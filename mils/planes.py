@@ -10,7 +10,6 @@ import io,re,zipfile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 import numpy as np
-from PIL import Image
 from .formats import damage
 from .decode import open_image,Unreadable
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image,ImageOps
 from .core import channel_set,digest,set_name
 from .decode import Unreadable
-from .planes import Planes,read_planes
+from .planes import Planes
 
-# %% ../nbs/01db_ranges.ipynb #a0569829
+# %% ../nbs/01db_ranges.ipynb #f1482e29
 @dataclass(frozen=True)
 class Ranges:
     "The channels of a set, and which of their values are 0 and 1"
@@ -28,6 +28,7 @@ class Ranges:
     def __post_init__(self):
         if self.bits not in (8,16): raise ValueError(f'bits={self.bits}; expected 8 or 16')
         for k in ('names','low','high','types','stored'): object.__setattr__(self, k, tuple(getattr(self, k)))
+        for k in ('low','high'): object.__setattr__(self, k, tuple(int(v) if float(v).is_integer() else float(v) for v in getattr(self, k)))
         if not self.stored: object.__setattr__(self, 'stored', self.names)
         for c,a,b in zip(self.names, self.low, self.high):
             if not (math.isfinite(a) and math.isfinite(b) and a<b): raise ValueError(f'range of channel {c}: {a:g} to {b:g}; expected low before high')
@@ -74,7 +75,7 @@ def _rule(text):
     except ValueError: raise ValueError(f'range {text!r}; expected type, percentiles, or two numbers such as 0:4095') from None
     return low,high
 
-# %% ../nbs/01db_ranges.ipynb #664a981a
+# %% ../nbs/01db_ranges.ipynb #3753c6bf
 _full = dict(uint8=(0,255), uint16=(0,65535), float32=(0,1))
 _percentiles = .1,99.9
 
@@ -87,7 +88,8 @@ def _range(name, rule, type, values):
     if type=='float32' and rule=='type' and (values.min()<0 or values.max()>1):
         raise ValueError(f'channel {name} has floating-point values from {values.min():g} to {values.max():g}, whose type has no range; '
                          'give one, such as 0:4095, or percentiles')
-    if type!='float32' and rule=='percentiles': low,high = math.floor(low),math.ceil(high)
+    if rule!='percentiles': return low,high
+    if type!='float32': low,high = math.floor(low),math.ceil(high)
     return (low,high) if low<high else (low,low+1)               # constant: `check` warns of it
 
 # %% ../nbs/01db_ranges.ipynb #f0311c8c

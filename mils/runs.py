@@ -56,8 +56,9 @@ def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 def _about(cfg, ds):
     "What `config.json` holds"
     images = {k:len(v) for k,v in ds.splits.items()}
+    ranges = dict(ranges=asdict(ds.ranges)) if ds.ranges else {}
     return dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg), code=source_digest(), outside=outside_digests(cfg),
-        source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, started=_now())
+        source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=_now())
 
 def _train(cfg, ds, folder, device):
     "The work of `train_run`, with the folder locked"
