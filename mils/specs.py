@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../nbs/11_specs.ipynb #3be2d0f5
-import ast,hashlib,json,re
+import hashlib,json,re
 from itertools import product
 from pathlib import Path
 from .core import channel_set,write_atomic
+from .config import typed_value
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -24,11 +25,6 @@ def parse_numbers(
     return numbers
 
 # %% ../nbs/11_specs.ipynb #d5e3e254
-def _value(text):
-    "A number, `True` or `None` where the text is one, else the text"
-    try: return ast.literal_eval(text)
-    except (ValueError,SyntaxError): return text
-
 def parse_settings(
     text:str,  # `"lr=0.001,0.002:bs=64"`
 )->list: # dicts, one for each combination of values
@@ -38,7 +34,7 @@ def parse_settings(
         name,equals,several = part.partition('=')
         if not equals: raise ValueError(f'{name!r} has no value; expected name=value')
         names.append(name)
-        values.append([_value(v) for v in several.split(',')])
+        values.append([typed_value(v) for v in several.split(',')])
     return [dict(zip(names, vs)) for vs in product(*values)]
 
 # %% ../nbs/11_specs.ipynb #87aa8cdd
