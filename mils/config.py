@@ -6,7 +6,7 @@
 __all__ = ['recipes', 'Config']
 
 # %% ../nbs/05e_config.ipynb #c86b4dfa
-import math
+import ast,math
 from dataclasses import dataclass,field
 from numbers import Integral
 from fastcore.basics import patch
@@ -22,6 +22,9 @@ recipes = {
     'same':          dict(opt='adamw', lr=2e-3, wd=0.05, bs=128, smoothing=0.1, schedule='one_cycle', shift=1/16, flip=True),
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
     'seed-baseline': dict(opt='sgd',   lr=0.1,  wd=1e-4, bs=256, smoothing=0.0, schedule='multistep', shift=1/16, flip=True)}
+
+_without = dict(average=0., mixup=0., cutmix=0., small=1., teacher='', teaching=.9)
+recipes = {name:{**r, **_without} for name,r in recipes.items()}
 
 # %% ../nbs/05e_config.ipynb #17f4b904
 _limits = dict(lr=(0, math.inf), wd=(0, math.inf), bs=(1, math.inf), smoothing=(0, 1), shift=(0, .5))
@@ -41,6 +44,17 @@ def _check_counts(**counts):
     "`ValueError` for what is no whole number, or below where it begins; each is `(value, begin)`"
     for name,(v,begin) in counts.items():
         if not isinstance(v, Integral) or v<begin: raise ValueError(f'{name}={v!r}; expected {begin} or more')
+
+# %% ../nbs/05e_config.ipynb #dcaa4b7e
+def _check_levers(cfg):
+    "`ValueError` for levers that do not go together"
+    s = cfg.settings
+    if s['mixup'] and s['cutmix']: raise ValueError('mixup and cutmix both mix the labels; choose one')
+    if s['average'] and cfg.sampling!='none': raise ValueError('average re-estimates batch norms on the full set, and this network is for all sets')
+    for k in ('average','teaching'):
+        if not 0<=s[k]<1: raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
+    if not 0<s['small']<=1: raise ValueError(f"small={s['small']}; expected a share of the side, up to 1")
+    cfg.teacher
 
 # %% ../nbs/05e_config.ipynb #3aa7ddc6
 _precisions = ('float32','bfloat16')
@@ -89,6 +103,7 @@ class Config:
             raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
         if self.sampling!='none' and not self.dynamic:
             raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
+        _check_levers(self)
 
     @property
     def names(self)->tuple: return channel_set(self.channels, self.channels)
@@ -102,3 +117,22 @@ class Config:
 def settings(self:Config)->dict:
     "Those of the recipe, with what is overridden"
     return {**recipes[self.recipe], **self.overrides}
+
+# %% ../nbs/05e_config.ipynb #1597fb2b
+def typed_value(
+    text:str,
+): # a number, `True` or `None` where the text is one, else the text
+    "What was typed for a setting"
+    try: return ast.literal_eval(text)
+    except (ValueError,SyntaxError): return text
+
+# %% ../nbs/05e_config.ipynb #270cc7a4
+@patch(as_prop=True)
+def teacher(self:Config)->Config:
+    "What teaches this one, or nothing; `ValueError` for a network that does not exist"
+    if not self.settings['teacher']: return None
+    model,*words = self.settings['teacher'].split()
+    options = {k:typed_value(v) for k,v in (w.split('=') for w in words)}
+    overrides = {k:v for k,v in self.overrides.items() if k not in ('teacher','teaching')}
+    return Config(model, options, self.channels, recipe=self.recipe, overrides=overrides, epochs=self.epochs, seed=self.seed,
+        precision=self.precision)

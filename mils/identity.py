@@ -34,6 +34,7 @@ def declared(
     v = dict(training=versions['training'], model=models.versions[cfg.model])
     if cfg.dynamic: v |= dict(stem=versions['stem'], generator=generators.versions[cfg.generator])
     if cfg.sampling!='none': v |= dict(sampling=versions['sampling'])
+    if cfg.teacher: v |= dict(teacher=models.versions[cfg.teacher.model])
     return v
 
 # %% ../nbs/06b_identity.ipynb #030c7bad

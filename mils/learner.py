@@ -17,6 +17,7 @@ from .machine import Autocast,default_device,keep_memory
 from .batches import Batches,stats_of
 from .sampling import ChannelSampling,samplings
 from .config import Config
+from .levers import Averaged,Fade,Growing,Taught
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -26,6 +27,7 @@ from fastai.learner import AvgSmoothLoss,DataLoaders,Learner
 from fastai.metrics import accuracy
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix,MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 
@@ -159,14 +161,24 @@ def _pictures_for(cfg, ds):
     if all(len(some.splits[k]) for k in ('train','val')): return some
     raise ValueError(f'no training or validation picture has {"one" if cfg.dynamic else "all"} of {set_name(cfg.names)}')
 
-def _callbacks(cfg, rows, write):
+def _levers(cfg, teacher):
+    "What a recipe asks for of `mils.levers`; `ValueError` where the teacher is missing"
+    s,callbacks = cfg.settings,dict(mixup=MixUp, cutmix=CutMix, average=Averaged)
+    cbs = [f(s[k]) for k,f in callbacks.items() if s[k]]
+    if s['small']<1: cbs.append(Growing(s['small']))
+    if cfg.teacher and not teacher: raise ValueError(f"{cfg.settings['teacher']} is to teach; give its network as teacher=")
+    if cfg.teacher: cbs.append(Taught(teacher, s['teaching']))
+    if 'fade' in cfg.options.get('parts', ''): cbs.append(Fade())
+    return cbs
+
+def _callbacks(cfg, rows, write, teacher):
     "What a `Config` asks for"
     cbs = [Record(cfg.seed, rows, write, cfg.views)]
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if cfg.sampling!='none':
         held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
         cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.shares, cfg.views, cfg.distill, cfg.names))
-    return cbs
+    return cbs+_levers(cfg, teacher)
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
 _decided = {'dls','model','loss_func','opt_func','lr','splitter'}               # of what `Learner` takes
@@ -179,6 +191,7 @@ def get_learner(
     write=None,  # called with the learner and all rows after each epoch
     compile:bool=False,  # run the network through `torch.compile`
     metrics=accuracy,  # of fastai, for validation
+    teacher:nn.Module=None,  # the trained network of `cfg.teacher`, where there is one; takes normalised pictures
     cbs=None,  # callbacks beside those that `cfg` asks for
     **kwargs,  # to `Learner`, such as `path` or `model_dir`
 )->RecipeLearner:
@@ -198,7 +211,7 @@ def get_learner(
     if compile: net.compile()
     loss,opt = CrossEntropy(label_smoothing=s['smoothing']),partial(_optimizer, name=s['opt'], wd=s['wd'])
     learn = RecipeLearner(dls, net, loss, opt, s['lr'], layer_groups,
-        cbs=[*_callbacks(cfg, rows, write), *L(cbs)], metrics=metrics, **kwargs)
+        cbs=[*_callbacks(cfg, rows, write, teacher), *L(cbs)], metrics=metrics, **kwargs)
     learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.names, ds.channels),schedules[s['schedule']]
     if cfg.sampling!='none': dls.train.sets = learn.channel_sampling.some_sets
     _show_progress(learn, f'{cfg.model} s{cfg.seed}')

@@ -60,7 +60,7 @@ def stage_pages(
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns('.*', '_docs', '_proc'))
     for f in progress(sorted(Path(to).rglob('*.ipynb')), 'pages'):
         nb,name,of_report = nbformat.read(f, 4),f.relative_to(to).as_posix(),f.parent.name=='report'
-        number = re.match(r'\d+[a-z]?(?=_)', f.name)
+        number = re.match(r'\d+[a-z]*(?=_)', f.name)
         if number: nb.cells[0].source = nb.cells[0].source.replace('# ', f'# {number[0]} ', 1)
         if of_report: nb.cells[0].source += '\n\n- code-fold: true'
         if of_report and execute: run_notebook(nb, nbs/'report', f'nbs/{name}')

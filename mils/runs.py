@@ -60,11 +60,16 @@ def _about(cfg, ds):
     return dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg), code=source_digest(), outside=outside_digests(cfg),
         source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=_now())
 
-def _train(cfg, ds, folder, device):
+def _teacher(cfg, ds, root, device, wait):
+    "The network that teaches, trained first where it is not there; nothing where none is asked for"
+    if cfg.teacher: return load_run(train_run(cfg.teacher, ds, root, device, wait)).net
+
+def _train(cfg, ds, folder, device, wait):
     "The work of `train_run`, with the folder locked"
     if not (folder/'config.json').exists(): write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
     write_atomic(folder/'env.json', json.dumps(environment(device), indent=1))
-    learn = get_learner(cfg, ds, device, write=_save_epoch(folder))
+    teacher = _teacher(cfg, ds, folder.parent, device, wait)
+    learn = get_learner(cfg, ds, device, write=_save_epoch(folder), teacher=teacher)
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     if rows and outside_digests(cfg): check_resumed(learn, folder)
@@ -95,7 +100,7 @@ def train_run(
     with locked(f'{folder}/', wait):
         for left in folder.glob('.*.tmp'): left.unlink()                       # of a process that was killed while it wrote
         check_folder(cfg, ds, folder)
-        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device)
+        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
         (folder/'state.safetensors').unlink(missing_ok=True)
     return folder
 

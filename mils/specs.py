@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../nbs/11_specs.ipynb #3be2d0f5
-import ast,hashlib,json,re,sys
+import hashlib,json,re,sys
 from itertools import product
 from pathlib import Path
 from .core import channel_set,write_atomic
+from .config import typed_value
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -33,11 +34,6 @@ def at_least(
         if v is not None and v<low: raise ValueError(f'--{name.replace("_", "-")} {v}; expected {low} or more')
 
 # %% ../nbs/11_specs.ipynb #d5e3e254
-def _value(text):
-    "A number, `True` or `None` where the text is one, else the text"
-    try: return ast.literal_eval(text)
-    except (ValueError,SyntaxError): return text
-
 def parse_settings(
     text:str,  # `"lr=0.001,0.002:bs=64"`
 )->list: # dicts, one for each combination of values
@@ -47,7 +43,7 @@ def parse_settings(
         name,equals,several = part.partition('=')
         if not equals: raise ValueError(f'{name!r} has no value; expected name=value')
         names.append(name)
-        values.append([_value(v) for v in several.split(',')])
+        values.append([typed_value(v) for v in several.split(',')])
     return [dict(zip(names, vs)) for vs in product(*values)]
 
 # %% ../nbs/11_specs.ipynb #87aa8cdd
@@ -109,7 +105,7 @@ def parse_shares(
     for part in filter(None, (share or '').split(',')):
         name,equals,value = part.rpartition('=')
         if not equals: raise ValueError(f'{part!r} names no share; expected channel=share, such as DNA=0.8')
-        shares[name.strip()] = _value(value)
+        shares[name.strip()] = typed_value(value)
     return shares
 
 # %% ../nbs/11_specs.ipynb #bcc36fc6

@@ -3,15 +3,14 @@
 Every picture shows its number. So what a manifest says about a file can be compared with what was meant: its class, its split,
 whether it can be used. A set that is refused, or a picture that is missing, is a fault like a wrong class, unless it was made to be one.
 """
-import argparse,io,itertools,os,random,shutil,sys,tempfile,time,traceback,zipfile
+import argparse,io,itertools,random,shutil,sys,tempfile,time,traceback,zipfile
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from mils.check import check
-from mils.decode import decode,Unreadable
+from mils.decode import decode
 from mils.manifest import read_manifest
-from mils.names import as_text
 
 FORMATS = dict(jpg='JPEG', JPEG='JPEG', jfif='JPEG', png='PNG', PNG='PNG', bmp='BMP', gif='GIF', tif='TIFF', TIFF='TIFF', webp='WEBP', ppm='PPM')
 CLASSES = ['cat','dog','Paris, France','bullet train','test tube','n01443537','7 up','3','été','犬','a b','d-e','train','images of cats','x.y','dog 1','cat 0']

@@ -8,7 +8,6 @@ __all__ = ['Guessed']
 # %% ../../nbs/02e_guessed.ipynb #59a0db1d
 from ..generators import Covariance,register_generator
 import torch
-from torch import nn
 
 # %% ../../nbs/02e_guessed.ipynb #40f365c1
 @register_generator(name='guessed')
