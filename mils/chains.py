@@ -6,6 +6,7 @@
 __all__ = ['solve_chain']
 
 # %% ../nbs/06o_chains.ipynb #7cf9da70
+import math
 import torch
 from torch import nn
 from .converted import inputs_of,outputs_of,put,solution,solvable
@@ -30,13 +31,15 @@ def _drawn(n, most, seed):
     "`most` of `n` positions, in order"
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
-def _targets(part, layers, ys, most):
+def _enough(m): return max(4_000, 40*m.weight[0].numel())
+
+def _targets(part, layers, ys):
     "What a part gives, and for each of its layers the positions that were drawn with the outputs there"
     found = {k:[] for k in layers}
     def keep(k):
         def hook(m, i, o):
             t = outputs_of(m, o)
-            at = _drawn(t.shape[-2], most//len(ys), len(found[k]))
+            at = _drawn(t.shape[-2], math.ceil(_enough(m)/len(ys)), len(found[k]))
             found[k].append((at, t[...,at,:].float()))
         return hook
     hooks = [part.get_submodule(k).register_forward_hook(keep(k)) for k in layers]
@@ -71,7 +74,6 @@ def solve_chain(
     full:nn.Module,  # the network on all channels that it was made from
     batches:list,  # pairs of the same normalised pictures, for `net` and for `full`
     ridge:float=.01,  # as a share of the mean square of a layer's inputs
-    most:int=50_000,  # positions of each layer that are looked at
 )->nn.Module: # `net`, in evaluation mode
     "Each layer anew, so that on these pictures it gives most nearly what it gives in `full`; no labels, no steps of training"
     solvable(net.eval())
@@ -79,7 +81,7 @@ def solve_chain(
     xs,ys = map(list, zip(*batches))
     for part,model in zip(chain(net, xs[0]), chain(full, ys[0]), strict=True):
         layers = [k for k,m in model.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear))]
-        ys,targets = _targets(model, layers, ys, most)
+        ys,targets = _targets(model, layers, ys)
         for k in layers:
             m,HH,HT = part.get_submodule(k),0.,0.
             for x,(at,t) in zip(xs, targets[k]):

