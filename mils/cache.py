@@ -18,7 +18,7 @@ from .planes import read_planes
 from .ranges import Ranges,to_pixels
 from .survey import set_ranges
 from .imageset import ImageSet
-from .check import bad_rows,BadImages,missing_files,read_image
+from .unusable import bad_rows,BadImages,missing_files,read_image
 from .disk import cache_home,locked,writing
 from .pixels import Pixels
 
@@ -144,7 +144,8 @@ def _image_set(m, rows, crc, p, skipped, **channels):
     splits = {k:np.flatnonzero(split==i) for i,k in enumerate(SPLITS)}
     names = [m.names[i] for i in rows]
     notes = [*m.notes, *_copy_notes(m, rows, crc)]
-    return ImageSet(p.array(), labels, splits, m.classes, names, key[:16], source=as_text(m.source.path.name), skipped=skipped, notes=notes, **channels)
+    source = as_text(m.source.path.name)
+    return ImageSet(p.array(), labels, splits, m.classes, names, key[:16], source=source, skipped=skipped, notes=notes, **channels)
 
 # %% ../nbs/01i_cache.ipynb #b81ce89e
 def _known_ranges(m, rows, crc, home, channels, rules, bits):

@@ -61,7 +61,7 @@ def run_command(
 # %% ../nbs/11a_commands.ipynb #785e7482
 @command(name='data')
 def prepare_data(
-    action:str,  # `check`: tell what is in a set, status 3 where copies lie in two splits or classes; `get`: download one; `cache`: decode it beforehand
+    action:str,  # `check`: tell what is in a set, with status 3 for harmful copies; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
     size:int=64,  # pixels of the side, for `cache`
     classes:str=None,  # labels to keep, such as 0-49; default: all
@@ -210,11 +210,10 @@ def results(
     remove:str=None,  # names of runs, separated by commas, whose rows are to go from the tables; nothing else is done
 ):
     "Collect the finished runs of a sweep into tables, and print them"
-    from mils.disk import locked
     from mils.tables import collect_runs,other_versions,remove_runs,tables_dir
     out = Path(out) if out else tables_dir(protocol, record, runs)
     if remove:
-        with locked(f'{out}/'): remove_runs(out, remove.split(','))
+        remove_runs(out, remove.split(','))
         print(f'removed {remove} from the tables in {out}')
         return
     t = collect_runs(Path(runs)/protocol, out)['runs'].sort_values(['network','seed'])

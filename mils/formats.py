@@ -27,7 +27,8 @@ def _png(b):
         n,kind = int.from_bytes(b[at:at+4], 'big'),b[at+4:at+8]
         end = at+12+n
         if end>len(b): break
-        if zlib.crc32(b[at+4:end-4])!=int.from_bytes(b[end-4:end], 'big'): return f'damaged: the checksum of its part {kind.decode("latin1")!r} is wrong'
+        stored = int.from_bytes(b[end-4:end], 'big')
+        if zlib.crc32(b[at+4:end-4])!=stored: return f'damaged: the checksum of its part {kind.decode("latin1")!r} is wrong'
         if kind==b'IEND': return ''
         at = end
     return f'truncated: its parts do not end within its {len(b):,} bytes'

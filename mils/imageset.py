@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .core import channel_set,digest,set_name
-from .lists import ClassNames
+from .classes import ClassNames
 from .ranges import Ranges
 
 # %% ../nbs/01e_imageset.ipynb #dbcddf6f

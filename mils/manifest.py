@@ -15,7 +15,8 @@ import numpy as np
 from .names import list_endings,list_split,SPLITS
 from .source import Source
 from .rows import list_lines
-from .lists import class_names,complain,list_names,read_lists,Row
+from .lists import complain,list_names,read_lists,Row
+from .classes import class_names
 from .bands import BandSource,group_bands
 from .folders import read_folders,stratified
 

@@ -19,7 +19,7 @@ def is_image(name:str)->bool: return name.lower().endswith(_image_endings)
 SPLITS = 'train','val','test'
 _spellings = dict(train='train training trainset trainingset', val='val valid validation dev valset', test='test testing testset')
 _split_words = {word:split for split,words in _spellings.items() for word in words.split()}
-_empty_words = set('set sets data dataset split images image imgs img pictures photos folder list lists label labels annotations x px'.split())
+_empty_words = 'set sets data dataset split images image imgs img pictures photos folder list lists label labels annotations x px'.split()
 
 # %% ../nbs/01_names.ipynb #95c2aa5e
 def split_name(

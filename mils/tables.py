@@ -161,16 +161,14 @@ def other_versions(
     return [tuple(o.run) for _,o in groups if len(o)>1]
 
 # %% ../nbs/06f_tables.ipynb #e30ad6d0
-def _shorten_csv(path, names):
-    t = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if 'run' in t and t.run.isin(names).any(): write_atomic(path, t[~t.run.isin(names)].to_csv(index=False))
-
-def _shorten_parquet(path, names):
-    t = pd.read_parquet(path)
+def _shorten(path, names):
+    is_csv = path.suffix=='.csv'
+    t = pd.read_csv(path, dtype=str, keep_default_na=False) if is_csv else pd.read_parquet(path)
     if 'run' not in t or not t.run.isin(names).any(): return
     t = t[~t.run.isin(names)].reset_index(drop=True)
     if t.run.dtype=='category': t['run'] = t.run.cat.remove_unused_categories()
-    write_atomic(path, lambda p: t.to_parquet(p, compression='zstd', index=False))
+    if is_csv: write_atomic(path, t.to_csv(index=False))
+    else: write_atomic(path, lambda p: t.to_parquet(p, compression='zstd', index=False))
 
 def remove_runs(
     out,  # a folder of tables
@@ -182,8 +180,7 @@ def remove_runs(
     known = {r:r for r in pd.read_csv(out/'runs.csv').run}
     for n in names: lookup(known, n, 'run')
     with locked(f'{out}/'):
-        for path in sorted(out.glob('*.csv')): _shorten_csv(path, names)
-        for path in sorted(out.glob('*.parquet')): _shorten_parquet(path, names)
+        for path in [*out.glob('*.csv'), *out.glob('*.parquet')]: _shorten(path, names)
 
 # %% ../nbs/06f_tables.ipynb #ac2d12d2
 def grow_table(

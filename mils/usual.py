@@ -13,7 +13,7 @@ from .names import SPLITS
 from .survey import holds_photos
 from .manifest import Manifest,read_manifest
 from .imageset import ChannelStats,ImageSet
-from .check import read_image
+from .unusable import read_image
 from .optim import schedules
 from .config import Config
 import numpy as np,pandas as pd,torch

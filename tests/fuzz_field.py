@@ -12,13 +12,18 @@ from mils.check import check
 from mils.decode import decode
 from mils.manifest import read_manifest
 
-FORMATS = dict(jpg='JPEG', JPEG='JPEG', jfif='JPEG', png='PNG', PNG='PNG', bmp='BMP', gif='GIF', tif='TIFF', TIFF='TIFF', webp='WEBP', ppm='PPM')
-CLASSES = ['cat','dog','Paris, France','bullet train','test tube','n01443537','7 up','3','été','犬','a b','d-e','train','images of cats','x.y','dog 1','cat 0']
+FORMATS = dict(jpg='JPEG', JPEG='JPEG', jfif='JPEG', png='PNG', PNG='PNG', bmp='BMP', gif='GIF', tif='TIFF', TIFF='TIFF', webp='WEBP',
+               ppm='PPM')
+CLASSES = ['cat','dog','Paris, France','bullet train','test tube','n01443537','7 up','3','été','犬','a b','d-e','train',
+           'images of cats','x.y','dog 1','cat 0']
 SPELLINGS = [('train','val','test'), ('Train','Val','Test'), ('training','validation','testing'), ('training_set','valid_set','test_set'),
-             ('seg_train','seg_val','seg_test'), ('TRAIN','VALID','TEST'), ('train2017','val2017','test2017'), ('images_train','images_dev','images_test'),
+             ('seg_train','seg_val','seg_test'), ('TRAIN','VALID','TEST'), ('train2017','val2017','test2017'),
+             ('images_train','images_dev','images_test'),
              ('TrainSet','ValSet','TestSet'), ('cars_train','cars_val','cars_test')]
-LIST_SPELLINGS = [('train','val','test'), ('training','valid','testing'), ('Train','validation','Test'), ('train_list','dev','test_list'), ('train','val_labels','test')]
-LITTER = ['.DS_Store','{}/@eaDir/1.jpg','$RECYCLE.BIN/2.png','__MACOSX/{}/._1.jpg','{}/Thumbs.db','lost+found/3.png','{}/.ipynb_checkpoints/4.png']
+LIST_SPELLINGS = [('train','val','test'), ('training','valid','testing'), ('Train','validation','Test'), ('train_list','dev','test_list'),
+                  ('train','val_labels','test')]
+LITTER = ['.DS_Store','{}/@eaDir/1.jpg','$RECYCLE.BIN/2.png','__MACOSX/{}/._1.jpg','{}/Thumbs.db','lost+found/3.png',
+          '{}/.ipynb_checkpoints/4.png']
 
 def picture(number, kind):
     "A picture that shows its number as sixteen black or white fields"
@@ -43,12 +48,14 @@ class Made:
     done:str = ''                                 # how it was made, for people
 
 class Maker:
-    def __init__(self, rng): self.rng,self.m,self.count,self.links = rng,Made(),itertools.count(1),True
+    def __init__(self, rng): self.rng,self.m,self.count,self.links,self.bytes = rng,Made(),itertools.count(1),True,False
     def any(self, *some): return self.rng.choice(some)
     def maybe(self, p): return self.rng.random()<p
 
     def name(self):
-        stem = self.any('{}','img {}','IMG_{}','é{}','a,b{}','{} (2)','x.y.{}').format(next(self.count)+self.rng.randrange(10)*1000)
+        stem = self.any('{}','img {}','IMG_{}','é{}','a,b{}','{} (2)','x.y.{}')
+        if self.bytes and self.maybe(.1): stem = '\udce9{}'
+        stem = stem.format(next(self.count)+self.rng.randrange(10)*1000)
         return f'{stem}.{self.rng.choice(list(FORMATS))}'
 
     def pictures(self, classes, splits, n):
@@ -72,8 +79,9 @@ class Maker:
         way,k = self.rng.choice(ways),self.rng.randrange(len(b)//3, len(b)*2//3)
         self.m.bad.add(i)
         if way=='link': self.m.links[path] = 'nowhere'
-        return dict(cut=b[:k], empty=b'', foreign=b'\0\0\0\x1cftyp'+self.any(b'avif',b'heic')+b[12:], text=b'<html>no</html>', zeros=b[:k]+bytes(len(b)-k),
-                    bit=b[:40]+bytes([b[40]^1])+b[41:], link=None)[way]
+        foreign = b'\0\0\0\x1cftyp'+self.any(b'avif',b'heic')+b[12:]
+        return dict(cut=b[:k], empty=b'', foreign=foreign, text=b'<html>no</html>', zeros=b[:k]+bytes(len(b)-k), link=None,
+                    bit=b[:40]+bytes([b[40]^1])+b[41:])[way]
 
     # --- layouts
 
@@ -85,7 +93,7 @@ class Maker:
     def folders(self):
         "A folder a class, splits drawn"
         top = self.wrapper()
-        for c,_,name,i in self.pictures(self.classes(), [''], (12,20)): self.add(f'{top}{c}/{self.any("","","images/") if c!="images" else ""}{name}', i)
+        for c,_,name,i in self.pictures(self.classes(), [''], (12,20)): self.add(f'{top}{c}/{self.any("","","images/")}{name}', i)
         self.extras(top)
 
     def split_folders(self):
@@ -132,9 +140,9 @@ class Maker:
             rows[s].append((path, c))
         order = classes if k=='declared' else sorted(classes)
         if k=='declared':
-            with_number = [self.any('{} {}','{}\t{}','{},{}')]
-            self.m.files['classes.txt'] = '\n'.join(with_number[0].format(y, c) for y,c in enumerate(order)).encode()
-        label = {'numbers':lambda c: order.index(c), 'from 1':lambda c: order.index(c)+1, 'declared':lambda c: order.index(c)}.get(k, lambda c: c)
+            form = self.any('{} {}','{}\t{}','{},{}')
+            self.m.files['classes.txt'] = '\n'.join(form.format(y, c) for y,c in enumerate(order)).encode()
+        def label(c): return c if k in ('names','folders') else order.index(c)+(k=='from 1')
         if k in ('numbers','from 1'): self.m.meant = {i:(str(label(c)),s) for i,(c,s) in self.m.meant.items()}
         names = self.rng.choice(LIST_SPELLINGS)
         start = self.any('','','./','{root}/','{name}/') if k!='declared' else ''
@@ -163,7 +171,8 @@ class Maker:
         if kind=='one':
             self.any(self.split_folders, self.folders, self.lists)()
             wrap = self.any('','data/')
-            files = {k:v.replace(b'{root}/', b'').replace(b'{name}/', b'') if k.endswith(('.txt','.csv')) else v for k,v in self.m.files.items()}
+            def here(k, v): return v.replace(b'{root}/', b'').replace(b'{name}/', b'') if k.endswith(('.txt','.csv')) else v
+            files = {k:here(k, v) for k,v in self.m.files.items()}
             self.m.files = {'a.zip':self.zip({wrap+k:v for k,v in files.items()})}
         elif kind=='parts':
             self.folders() if self.maybe(.5) else self.split_folders()
@@ -196,6 +205,7 @@ class Maker:
 
     def make(self):
         way = self.any(self.folders, self.split_folders, self.class_first, self.lists, self.zipped)
+        self.bytes = way not in (self.lists,self.zipped)           # names that are no UTF-8
         way()
         self.m.done = way.__name__
         return self.m
@@ -229,7 +239,8 @@ def faults(m, root):
         if i in m.bad: continue
         if i not in found: yield f'picture {i} of {c} {s} is missing'
         elif found[i][0]!=c: yield f'picture {i} is {found[i][0]}, meant {c}'
-        elif s and found[i][1]!=s and not (s=='train' and drawn_val and found[i][1]=='val'): yield f'picture {i} is in {found[i][1]}, meant {s}'
+        elif s and found[i][1]!=s and not (s=='train' and drawn_val and found[i][1]=='val'):
+            yield f'picture {i} is in {found[i][1]}, meant {s}'
     if extra := found.keys()-m.meant.keys(): yield f'pictures that are none: {extra}'
     if len(bad)!=len(m.bad): yield f'{len(bad)} unusable, made {len(m.bad)}: {sorted(map(str, report.bad))}'
     told = '\n'.join(man.notes)

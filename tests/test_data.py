@@ -9,11 +9,12 @@ from hypothesis import HealthCheck,given,settings,strategies as st
 from PIL import Image
 import mils.cache,mils.pixels
 from tensors import assert_close,assert_same
-from mils.source import open_zip
+from mils.packed import open_zip
 from mils.manifest import read_manifest
 from mils.decode import decode,Unreadable
 from mils.imageset import channel_stats,fold,ImageSet,select_classes
-from mils.check import BadImages,check,missing_files
+from mils.unusable import BadImages,missing_files
+from mils.check import check
 from mils.pixels import Pixels
 from mils.cache import cached
 from mils.derived import derive
