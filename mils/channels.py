@@ -90,7 +90,7 @@ def try_with(self:ChannelAdaptive,
             if leaks and not seen: saw[self.net] = False
         try: self.between = not _same(clean, self._outcome(rest, args, kwargs))
         except Exception: self.between = True
-    for stem in self.stems: stem.had_sets = False
+    for stem in self.stems: stem.had_sets,stem.wrapped = False,True
     self.places = None if saw else self._ways()
     return saw
 
