@@ -6,19 +6,24 @@
 __all__ = ['BadImages', 'missing_files', 'check']
 
 # %% ../nbs/01f_check.ipynb #e44a7c74
-import lzma,xxhash,zipfile,zlib
+import xxhash
 from collections import Counter,defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .core import progress
-from .source import SPLITS
+from .names import as_text,SPLITS
+from .source import zip_errors
 from .manifest import Manifest,read_manifest
 from .decode import open_image,square_rgb,threads,Unreadable
 from .imageset import channel_sums,ChannelStats
+from .planes import read_planes
+from .survey import set_ranges
+from .look import channel_lines,channel_warnings,correlation_png,joined,stats_warnings,Tally
 
 # %% ../nbs/01f_check.ipynb #6ff5aa28
 class Bad(NamedTuple):
@@ -58,11 +63,10 @@ def missing_files(
     for i,n in enumerate(m.names):
         if n is None: reasons[i] = 'missing'
         elif m.source.files[n].size==0: reasons[i] = 'empty file'
+        elif m.source.files[n].size<0: reasons[i] = 'a link that leads nowhere'
     return reasons
 
 # %% ../nbs/01f_check.ipynb #04661921
-_zip_errors = zipfile.BadZipFile,zlib.error,lzma.LZMAError,NotImplementedError,RuntimeError,EOFError
-
 def read_image(
     m:Manifest,
     i:int,  # row
@@ -71,7 +75,9 @@ def read_image(
     try: return m.source.read(m.names[i])
     except FileNotFoundError: raise Unreadable('missing') from None
     except PermissionError: raise Unreadable('no permission to read it') from None
-    except _zip_errors as e: raise Unreadable(f'damaged in its zip ({e})') from None
+    except zip_errors as e:
+        how = 'encrypted' if 'encrypted' in str(e) else 'damaged'
+        raise Unreadable(f'{how} in its zip ({e})') from None
     except OSError as e: raise Unreadable(f'cannot be read ({e})') from None
 
 # %% ../nbs/01f_check.ipynb #3b3093b3
@@ -84,6 +90,8 @@ class Report:
     modes:Counter  # how the images are stored -> images
     stats:ChannelStats  # of the images that can be read, `None` without any
     copies:list  # lists of rows that hold the same bytes
+    blank:list  # rows of one colour throughout
+    channels:Tally=None  # what the channels hold; `None` for photographs
 
     @property
     def ok(self)->bool:
@@ -107,36 +115,54 @@ class _Seen(NamedTuple):
     modes:Counter
     bad:dict  # row -> reason
     hashes:dict  # row -> hash of the file
-    sums:tuple  # `channel_sums` at 64 px; `None` without a readable image
+    blank:list  # rows
+    sums:tuple  # `channel_sums` of photographs at 64 px, or a `Tally`; `None` without a readable image
 
-def _look(m, rows, side=64):
-    sizes,modes,bad,hashes,pictures = Counter(),Counter(),{},{},[]
+def _look(m, ranges, rows, side=64):
+    sizes,modes,bad,hashes,blank,pictures = Counter(),Counter(),{},{},[],[]
+    tally = Tally(ranges, side) if ranges else None
     for i in rows:
         try:
             b = read_image(m, i)
-            im = open_image(b, side)
-            pictures.append(square_rgb(im, side))
+            if ranges: size,mode,even = _look_at_channels(b, tally)
+            else:
+                im = open_image(b, side)
+                pictures.append(square_rgb(im, side))
+                size,mode = im.info['original'],im.info['stored']
+                even = (pictures[-1]==pictures[-1][0,0]).all()
         except Unreadable as e:
             bad[i] = str(e)
             continue
         hashes[i] = xxhash.xxh3_128_digest(b)
-        sizes[im.info['original']] += 1
-        modes[im.info['stored']] += 1
-    sums = channel_sums(np.stack(pictures)) if pictures else None
-    return _Seen(sizes, modes, bad, hashes, sums)
+        if even: blank.append(i)
+        sizes[size] += 1
+        modes[mode] += 1
+    sums = channel_sums(np.stack(pictures)) if pictures else tally
+    return _Seen(sizes, modes, bad, hashes, blank, sums)
+
+def _look_at_channels(b, tally):
+    "Enter a picture; its width and height, how it is stored, and whether it is the same everywhere"
+    planes = read_planes(b)
+    tally.add(planes)
+    x = planes.data[0]
+    kinds = ' and '.join(sorted({o.dtype.name for o in planes.data}))
+    return x.shape[::-1],f'{len(planes.data)} x {kinds}',all(o.min()==o.max() for o in planes.data)
 
 # %% ../nbs/01f_check.ipynb #afc3d672
 def check(
     path,  # folder, zip, or a manifest
     classes=None,  # labels or names to keep
+    channels=None,  # names of the channels, for files that do not say them
+    rules:str=None,  # ranges of the channels, see `parse_rules`
 )->Report:
     "Read every image of a data set and tell what is in it"
-    m = path if isinstance(path, Manifest) else read_manifest(path, classes)
+    m = path if isinstance(path, Manifest) else read_manifest(path, classes, channels=channels)
+    ranges = set_ranges(m, channels, rules)
     bad,seen,copies = missing_files(m),[],defaultdict(list)
     todo = [i for i in range(len(m)) if i not in bad]
     parts = [todo[i:i+64] for i in range(0, len(todo), 64)]
     with ThreadPoolExecutor(threads()) as ex, progress(None, 'checking images', total=len(todo)) as bar:
-        for part,o in zip(parts, ex.map(partial(_look, m), parts)):
+        for part,o in zip(parts, ex.map(partial(_look, m, ranges), parts)):
             seen.append(o)
             bar.update(len(part))
     for o in seen:
@@ -144,11 +170,22 @@ def check(
         for i,h in o.hashes.items(): copies[h].append(i)
     sizes = sum((o.sizes for o in seen), Counter())
     modes = sum((o.modes for o in seen), Counter())
-    sums = [o.sums for o in seen if o.sums]
-    stats = ChannelStats.from_sums(sums) if sums else None
-    return Report(m, bad_rows(m, bad), sizes, modes, stats, [c for c in copies.values() if len(c)>1])
+    stats,tally = _statistics([o.sums for o in seen if o.sums])
+    blank = [i for o in seen for i in o.blank]
+    return Report(m, bad_rows(m, bad), sizes, modes, stats, [c for c in copies.values() if len(c)>1], blank, tally)
+
+def _statistics(sums):
+    "`ChannelStats` and `Tally` of parts of a set, `None` where there are none"
+    if not sums: return None,None
+    if not isinstance(sums[0], Tally): return ChannelStats.from_sums(sums),None
+    tally = joined(sums)
+    return tally.stats if tally.pictures else None,tally
 
 # %% ../nbs/01f_check.ipynb #1fe581fe
+def _some(names, most=12):
+    "The first of some names, and how many more there are"
+    return ', '.join(names[:most])+(f', and {len(names)-most:,} more' if len(names)>most else '')
+
 def _table(m):
     "Images by split, and the smallest and largest class"
     yield f'{"":10}{"images":>10}{"classes":>10}{"a class":>16}'
@@ -156,6 +193,7 @@ def _table(m):
         n = np.bincount(m.labels[m.split==i], minlength=len(m.classes))
         span = f'{n.min():,}' if n.min()==n.max() else f'{n.min():,} to {n.max():,}'
         yield f'{s:10}{n.sum():10,}{(n>0).sum():10,}{span:>16}'
+    yield f'classes    {_some(m.classes)}'
 
 def _span(sizes, most=4):
     "Image sizes in a line"
@@ -170,10 +208,14 @@ def _pixels(report):
     st = report.stats
     yield f'sizes      {_span(report.sizes)}'
     yield f'stored as  {", ".join(f"{k}: {n:,}" for k,n in report.modes.most_common())}'
-    yield 'channels           R       G       B'
-    yield row('mean', st.mean)
-    yield row('deviation', st.std)
-    for name,r in zip(('covariance','',''), st.cov): yield row(name, r)
+    if report.channels: yield from channel_lines(report.channels)
+    else:
+        yield 'channels           R       G       B'
+        yield row('mean', st.mean)
+        yield row('deviation', st.std)
+        for name,r in zip(('covariance','',''), st.cov): yield row(name, r)
+    told = channel_warnings(report.channels) if report.channels else stats_warnings('RGB', st)
+    for o in told: yield f'warning    {o}'
 
 # %% ../nbs/01f_check.ipynb #eb811e98
 def _copies(report, most=8):
@@ -184,6 +226,12 @@ def _copies(report, most=8):
     for c in [c for c in report.copies if c in across or c in torn][:most]:
         yield '           ' + ' = '.join(f'{m.rows[i].path} ({SPLITS[m.split[i]]}, {m.labels[i]})' for i in c)
 
+def _blank(report):
+    "Pictures without anything on them"
+    if not report.blank: return
+    names = [report.manifest.rows[i].path for i in report.blank]
+    yield f'one colour {len(names):,}, perhaps damaged: {_some(names, 4)}'
+
 def _unreadable(report, most=20):
     "Files that cannot be used"
     yield f'unreadable {len(report.bad):,}'
@@ -193,6 +241,13 @@ def _unreadable(report, most=20):
 @patch
 def __repr__(self:Report):
     m = self.manifest
-    lines = [str(m.source.path), *_table(m), *(f'note       {o}' for o in m.notes)]
+    lines = [as_text(str(m.source.path)), *_table(m), *(f'note       {o}' for o in m.notes)]
     if self.stats is not None: lines += _pixels(self)
-    return '\n'.join([*lines, *_copies(self), *_unreadable(self)])
+    return '\n'.join([*lines, *_copies(self), *_blank(self), *_unreadable(self)])
+
+@patch
+def _repr_html_(self:Report):
+    "The text, and the correlations as a picture"
+    text = f'<pre>{escape(repr(self))}</pre>'
+    if self.stats is None: return text
+    return text+correlation_png(self.channels.ranges.names if self.channels else 'RGB', self.stats)

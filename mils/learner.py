@@ -9,14 +9,15 @@ __all__ = ['RecipeLearner', 'get_learner']
 import os,time
 from contextlib import ExitStack
 from functools import partial
-from .core import channel_set,progress
-from .imageset import ImageSet
+from .core import channel_set,progress,set_name
+from .imageset import having,ImageSet
 from .models import create_model
 from .optim import layer_groups,opts,PairedGroups,schedules
 from .machine import Autocast,default_device,keep_memory
 from .batches import Batches,stats_of
 from .sampling import ChannelSampling,samplings
 from .config import Config
+from .levers import Averaged,Fade,Growing,Taught
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -26,6 +27,7 @@ from fastai.learner import AvgSmoothLoss,DataLoaders,Learner
 from fastai.metrics import accuracy
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix,MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 
@@ -153,16 +155,34 @@ def _check_channels(channels, ds, stats):
     flat = [c for c,deviation in zip(ds.channels, stats.std) if c in known and not deviation>0]
     if flat: raise ValueError(f'channel {flat[0]} is the same everywhere in the training images')
 
-def _callbacks(cfg, rows, write):
+def _pictures_for(cfg, ds):
+    "The pictures that a network can be shown: a plain one needs all of its channels, a dynamic one needs one or more"
+    some = having(ds, cfg.names, any=cfg.dynamic)
+    if all(len(some.splits[k]) for k in ('train','val')): return some
+    raise ValueError(f'no training or validation picture has {"one" if cfg.dynamic else "all"} of {set_name(cfg.names)}')
+
+def _levers(cfg, teacher):
+    "What a recipe asks for of `mils.levers`; `ValueError` where the teacher is missing"
+    s,callbacks = cfg.settings,dict(mixup=MixUp, cutmix=CutMix, average=Averaged)
+    cbs = [f(s[k]) for k,f in callbacks.items() if s[k]]
+    if s['small']<1: cbs.append(Growing(s['small']))
+    if cfg.teacher and not teacher: raise ValueError(f"{cfg.settings['teacher']} is to teach; give its network as teacher=")
+    if cfg.teacher: cbs.append(Taught(teacher, s['teaching']))
+    if 'fade' in cfg.options.get('parts', ''): cbs.append(Fade())
+    return cbs
+
+def _callbacks(cfg, rows, write, teacher):
     "What a `Config` asks for"
     cbs = [Record(cfg.seed, rows, write, cfg.views)]
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if cfg.sampling!='none':
         held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
-        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.views, cfg.distill, cfg.names))
-    return cbs
+        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.shares, cfg.views, cfg.distill, cfg.names))
+    return cbs+_levers(cfg, teacher)
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
+_decided = {'dls','model','loss_func','opt_func','lr','splitter'}               # of what `Learner` takes
+
 def get_learner(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -171,12 +191,16 @@ def get_learner(
     write=None,  # called with the learner and all rows after each epoch
     compile:bool=False,  # run the network through `torch.compile`
     metrics=accuracy,  # of fastai, for validation
+    teacher:nn.Module=None,  # the trained network of `cfg.teacher`, where there is one; takes normalised pictures
     cbs=None,  # callbacks beside those that `cfg` asks for
     **kwargs,  # to `Learner`, such as `path` or `model_dir`
 )->RecipeLearner:
     "A fastai `Learner` that trains `cfg` on `ds`"
+    for k in kwargs.keys()&_decided:
+        raise ValueError(f'{k} follows from the Config; change its recipe or overrides, as in overrides=dict(lr=0.001, opt="sgd")')
     device,s,stats = torch.device(device or default_device()),cfg.settings,ds.stats
     _check_channels(cfg.channels, ds, stats)
+    ds = _pictures_for(cfg, ds)
     keep_memory()
     torch.manual_seed(cfg.seed)
     net = create_model(cfg.model, ds.n_classes, cfg.names, cfg.dynamic, stats_of(stats, cfg.names, ds.channels),
@@ -187,7 +211,7 @@ def get_learner(
     if compile: net.compile()
     loss,opt = CrossEntropy(label_smoothing=s['smoothing']),partial(_optimizer, name=s['opt'], wd=s['wd'])
     learn = RecipeLearner(dls, net, loss, opt, s['lr'], layer_groups,
-        cbs=[*_callbacks(cfg, rows, write), *L(cbs)], metrics=metrics, **kwargs)
+        cbs=[*_callbacks(cfg, rows, write, teacher), *L(cbs)], metrics=metrics, **kwargs)
     learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.names, ds.channels),schedules[s['schedule']]
     if cfg.sampling!='none': dls.train.sets = learn.channel_sampling.some_sets
     _show_progress(learn, f'{cfg.model} s{cfg.seed}')

@@ -10,26 +10,9 @@ import difflib,re
 from collections import Counter
 from typing import NamedTuple
 from fastcore.basics import patch
-from .source import is_image,LISTS,Source,SPLITS
-
-# %% ../nbs/01a_lists.ipynb #c67129d0
-def split_line(
-    line:str,  # of a list
-)->tuple: # path, and label or `None`
-    "Path and label of a line"
-    line = line.strip()
-    for gap in reversed(list(re.finditer(r'\s+', line))):
-        path,label = line[:gap.start()],line[gap.end():]
-        if is_image(path): return path,label
-    if is_image(line) or not re.search(r'\s', line): return line,None
-    return tuple(line.rsplit(None, 1))
-
-# %% ../nbs/01a_lists.ipynb #a5a95f43
-def text_lines(
-    text:str,
-)->list: # `(number, line)`, numbers from 1
-    "Every line that is not blank"
-    return [(i,l) for i,l in enumerate(re.split(r'\r\n|\n|\r', text), 1) if l.strip()]
+from .names import is_image,list_split,LISTS,SPLITS
+from .source import Source
+from .rows import list_lines,text_lines
 
 # %% ../nbs/01a_lists.ipynb #075bc621
 class Row(NamedTuple):
@@ -44,37 +27,78 @@ class Row(NamedTuple):
     def where(self): return f'{self.list} line {self.line}' if self.list else self.path
 
 # %% ../nbs/01a_lists.ipynb #1683fe93
-def list_name(
-    src:Source,
-    split:str,  # `train`, `val` or `test`
-)->str: # the file that lists the split, or `None`
-    "Which list belongs to a split"
-    got = [o for o in LISTS[split] if o in src]
-    if len(got)>1: raise ValueError(f"{src.path} has both {' and '.join(got)}; keep one of them")
-    return got[0] if got else None
+def _lines(src, name):
+    try: return list_lines(src.text(name), not name.endswith('.txt'))
+    except ValueError as e: raise e if name in str(e) else ValueError(f'{name}: {e}') from None
 
+def _is_list(src, name):
+    "Whether a file at the top is a list: `train.txt` always, others where they name pictures"
+    if name in LISTS: return True
+    if '/' in name or not list_split(name): return False
+    lines = _lines(src, name)[:20]
+    return any(is_image(o.path) or src.find(o.path) for o in lines)
+
+def list_names(
+    src:Source,
+)->dict: # split -> its list
+    "Which file lists which split; `ValueError` where a split has two"
+    named = [o for o in src.files if '/' not in o and list_split(o)]
+    texts = {list_split(o) for o in named if o.endswith('.txt') and _is_list(src, o)}
+    found = {}
+    for o in named:
+        split = list_split(o)
+        if not _is_list(src, o) or split in texts and not o.endswith('.txt'): continue    # a table beside a list is not used
+        if split in found: raise ValueError(f'{src.path} has both {found[split]} and {o}; keep one of them')
+        found[split] = o
+    return {s:found[s] for s in SPLITS if s in found}
+
+# %% ../nbs/01a_lists.ipynb #337de90a
+def _folders(src, lines):
+    "The class folder of each line, empty where there is none"
+    paths = [src.below(o.path).removeprefix('images/').split('/')[:-1] for o in lines]
+    if all(p and list_split(f'{p[0]}.txt') for p in paths): paths = [p[1:] for p in paths]     # train/cat/1.jpg
+    skip = 0
+    while any(paths) and all(len(p)>skip+1 for p in paths if p) and len({p[skip] for p in paths if p})==1: skip += 1
+    folders = [p[skip] if len(p)>skip else '' for p in paths]
+    return folders if len(set(folders)-{''})>1 else ['']*len(paths)
+
+def _with_labels(src, lists):
+    "Lists with folders in the place of labels, where the training list has none; whether it has; and a note"
+    labelled = any(o.label for o in lists.get('train', ()))
+    if not labelled:
+        folders = iter(_folders(src, [o for lines in lists.values() for o in lines]))
+        lists = {s:[o._replace(label=o.label or f or None) for o,f in zip(lines, folders)] for s,lines in lists.items()}
+    test = lists.get('test', [])
+    if not test or any(o.label for o in test): return lists,labelled,[]
+    trained = {o.label for o in lists.get('train', ())}
+    folders = _folders(src, test)
+    if set(folders)<=trained: return {**lists, 'test':[o._replace(label=f) for o,f in zip(test, folders)]},labelled,[]
+    return {**lists, 'test':[]},labelled,[f'the {len(test):,} images of the test list have no labels and are left out; predict them after training']
+
+# %% ../nbs/01a_lists.ipynb #775f5554
 def read_lists(
     src:Source,
-)->tuple: # rows, and mistakes: `(list, line, message)`
+)->tuple: # rows; mistakes: `(list, line, message)`; notes; whether there are labels, and no folders in their place
     "All lines of all lists"
+    names = list_names(src)
+    lists = {s:_lines(src, name) for s,name in names.items()}
+    lists,labelled,notes = _with_labels(src, lists)
     rows,errors = [],[]
-    for split in SPLITS:
-        name = list_name(src, split)
-        if not name: continue
-        for i,l in text_lines(src.text(name)):
-            path,label = split_line(l)
-            if label is None: errors.append((name, i, f'{l.strip()!r} has no label; expected `path label`'))
-            else: rows.append(Row(path, label, split, name, i))
-    return rows,errors
+    for split,lines in lists.items():
+        for o in lines:
+            if o.label is None: errors.append((names[split], o.number, f'{o.text!r} has no label; expected `path label`'))
+            else: rows.append(Row(o.path, o.label, split, names[split], o.number))
+    return rows,errors,notes,labelled
 
 # %% ../nbs/01a_lists.ipynb #fa504599
 def _place(error):
     "Where a mistake is told: `classes.txt` first, then the lists, line by line"
     name,line,_ = error
-    return max((i for i,s in enumerate(SPLITS) if name in LISTS[s]), default=-1), line
+    split = list_split(name)
+    return SPLITS.index(split) if split else -1, line
 
 def complain(
-    errors,  # `(list, line, message)` of each mistake
+    errors,  # `(list, line, message)` of each mistake; a message is a text or a function that gives it
     path,  # the source, for the message
     most:int=10,  # mistakes that are told
 ):
@@ -82,6 +106,7 @@ def complain(
     if not errors: return
     told = [f'{path}: {len(errors):,} mistake{"s"*(len(errors)>1)} in the lists']
     for name,line,message in sorted(errors, key=_place)[:most]:
+        if callable(message): message = message()
         if line: message = f'{name} line {line}: {message}'
         elif name: message = f'{name}: {message}'
         told.append(message)
@@ -101,57 +126,91 @@ def _labels_by_name(names):
     return {o:i for i,o in enumerate(names) if times[o]==1}
 
 # %% ../nbs/01a_lists.ipynb #7511e479
+def _numbered(lines):
+    "`(label, WordNet id or `None`, name, line)` of lines with labels before or behind the names, or nothing"
+    numbers = r'([0-9]+)[\s,;:]+(?:(n[0-9]{8})(?:[\s,;:]+|$))?(.*)'
+    before = [(i, l, re.fullmatch(numbers, l)) for i,l in lines]
+    if sum(m is not None for _,_,m in before)*2>len(lines):
+        return [(int(m[1]), m[2], m[3] or m[2] or l, i) if m else (k, None, l, i) for k,(i,l,m) in enumerate(before)]
+    behind = [(i, re.fullmatch(r'(.*[^\s,;:])[\s,;:]+([0-9]+)', l)) for i,l in lines]
+    if not all(m for _,m in behind): return []
+    rows = [(int(m[2]), None, m[1], i) for i,m in behind]
+    labels,names = ({r[k] for r in rows} for k in (0,2))
+    as_labels = max(labels)-min(labels)==len(rows)-1==len(names)-1 and min(labels)<2
+    return rows if as_labels else []
+
 def read_classes(
     text:str,  # content of `classes.txt`
 )->ClassNames:
     "The classes that `classes.txt` declares"
-    rows = []
-    for i,l in text_lines(text):
-        m = re.fullmatch(r'([0-9]+)\s+(?:(n[0-9]{8})(?:\s+|$))?(.*)', l.strip())
-        if m and (m[2] or m[3]): rows.append((int(m[1]), m[2], m[3] or m[2], i))
-        else: rows.append((len(rows), None, l.strip(), i))                       # a name alone
+    lines = [(i,l.strip()) for i,l in text_lines(text)]
+    rows = _numbered(lines) or [(k, None, l, i) for k,(i,l) in enumerate(lines)]
     rows.sort(key=lambda r: r[0])
-    for k,(label,_,_,line) in enumerate(rows):
-        if label!=k: raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from 0, each once")
+    first = int(bool(rows) and rows[0][0]==1)
+    for k,(label,_,_,line) in enumerate(rows, first):
+        if label!=k: raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from {first}, each once")
     names = [name for _,_,name,_ in rows]
     known = _labels_by_name(names)
-    known |= {wnid:label for label,wnid,_,_ in rows if wnid}
-    known |= {str(i):i for i in range(len(rows))}
+    known |= {wnid:label-first for label,wnid,_,_ in rows if wnid}
+    known |= {str(i+first):i for i in range(len(rows))}
     return ClassNames(names, known, [line for _,_,_,line in rows])
 
 # %% ../nbs/01a_lists.ipynb #ded0dda9
 def guess_classes(
     labels,  # labels of the training list, as written
+    others=(),  # those of the other lists
 )->ClassNames:
-    "The classes, from the training labels alone"
+    "The classes, from the labels alone"
     words = [o for o in labels if not re.fullmatch('[0-9]+', o)]
     ints = [int(o) for o in labels if re.fullmatch('[0-9]+', o)]
     if len(ints)<len(words): names = sorted(set(words))
-    else: names = [str(i) for i in range(min(1+max(ints,default=-1), len(labels)))]
+    else:
+        every = [*ints, *(int(o) for o in set(others) if re.fullmatch('[0-9]+', o))]
+        first = int(min(every, default=0)==1)
+        names = [str(i+first) for i in range(min(1+max(ints, default=-1)-first, len(labels)))]
     return ClassNames(names, {o:i for i,o in enumerate(names)}, [])
 
 # %% ../nbs/01a_lists.ipynb #22577dbc
 def class_names(
     src:Source,
     labels,  # of the training list, as written
+    others=(),  # of the other lists
+    folders:bool=False,  # whether they are names of folders
 )->ClassNames:
     "The classes of a set of lists"
-    return read_classes(src.text('classes.txt')) if 'classes.txt' in src else guess_classes(labels)
+    if 'classes.txt' in src: return read_classes(src.text('classes.txt'))
+    if not folders: return guess_classes(labels, others)
+    names = sorted(set(labels))
+    return ClassNames(names, {o:i for i,o in enumerate(names)}, [])
 
 # %% ../nbs/01a_lists.ipynb #8b51fbb0
 @patch
-def label(self:ClassNames,
+def index(self:ClassNames,
     s:str,  # a label as written
-)->int: # its index
-    "What a label means; `ValueError` for one that means nothing"
+)->int: # its index, `None` for one that means nothing
+    "What a label means"
     if s in self.known: return self.known[s]
-    counted = not self.names or '0' in self.known
-    if counted and re.fullmatch('-?[0-9]+', s):
-        if str(int(s)) in self.known: return self.known[str(int(s))]
-        raise ValueError(f"label {s} is out of range; expected 0 to {len(self.names)-1}")
-    near = difflib.get_close_matches(s, list(self.known), n=1)
-    if near: raise ValueError(f"unknown class {s!r}; did you mean {near[0]!r}?")
-    raise ValueError(f"unknown class {s!r}; expected one of {', '.join(self.names[:8])}"+', ...'*(len(self.names)>8))
+    return self.known.get(str(int(s))) if re.fullmatch('-?[0-9]{1,18}', s) and self._first() else None
+
+@patch
+def _first(self:ClassNames): return next((o for o in ('0','1') if o in self.known), '' if self.names else '0')
+
+@patch
+def why(self:ClassNames, s:str)->str:
+    "Why a label means nothing, and what was perhaps meant"
+    first = self._first()
+    if first and re.fullmatch('-?[0-9]+', s):
+        return f"label {s} is out of range; expected {first} to {int(first)+len(self.names)-1}"
+    near = difflib.get_close_matches(s[:100], list(self.known), n=1)
+    if near: return f"unknown class {s!r}; did you mean {near[0]!r}?"
+    return f"unknown class {s!r}; expected one of {', '.join(self.names[:8])}"+', ...'*(len(self.names)>8)
+
+@patch
+def label(self:ClassNames, s:str)->int:
+    "What a label means; `ValueError` for one that means nothing"
+    i = self.index(s)
+    if i is None: raise ValueError(self.why(s))
+    return i
 
 # %% ../nbs/01a_lists.ipynb #84651375
 @patch

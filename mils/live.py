@@ -101,21 +101,25 @@ def write_live(
     return out
 
 # %% ../nbs/10_live.ipynb #ec01b7e3
-_runtime_version = '1.30.0'
-_runtime_files = 'ort.wasm.min.mjs','ort-wasm-simd-threaded.mjs','ort-wasm-simd-threaded.wasm'
+_runtime = 'onnxruntime-web','1.30.0',('dist/ort.wasm.min.mjs','dist/ort-wasm-simd-threaded.mjs','dist/ort-wasm-simd-threaded.wasm')
 
-def fetch_runtime(
-    cache=None,  # folder that keeps it; default: `~/.cache/mils/onnxruntime-web`
+def fetch_npm(
+    name:str,  # of a package
+    version:str,
+    files,  # paths in the package
+    cache=None,  # folder that keeps them; default: `~/.cache/mils`
 )->Path: # a folder with the files
-    "onnxruntime-web, once from npm, then from the cache; `OSError` where there is neither"
-    home = Path(cache or Path.home()/'.cache/mils/onnxruntime-web')/_runtime_version
-    if all((home/f).exists() for f in _runtime_files): return home
-    package,npm = f'onnxruntime-web@{_runtime_version}',shutil.which('npm')
-    if not npm: raise OSError(f'onnxruntime-web {_runtime_version} is not in {home}, and npm, which would fetch it, is not installed')
+    "Files of an npm package, once from npm, then from the cache; `OSError` where there is neither"
+    home = Path(cache or Path.home()/'.cache/mils')/name/version
+    if all((home/Path(f).name).exists() for f in files): return home
+    npm = shutil.which('npm')
+    if not npm: raise OSError(f'{name} {version} is not in {home}, and npm, which would fetch it, is not installed')
     with tempfile.TemporaryDirectory() as tmp:
-        r = subprocess.run([npm,'pack',package,'--pack-destination',tmp], capture_output=True, text=True)
-        if r.returncode: raise OSError(f'npm could not fetch onnxruntime-web {_runtime_version}: {r.stderr.strip()[-300:]}')
+        r = subprocess.run([npm,'pack',f'{name}@{version}','--pack-destination',tmp], capture_output=True, text=True)
+        if r.returncode: raise OSError(f'npm could not fetch {name} {version}: {r.stderr.strip()[-300:]}')
         home.mkdir(parents=True, exist_ok=True)
         with tarfile.open(next(Path(tmp).glob('*.tgz'))) as t:
-            for f in _runtime_files: write_atomic(home/f, t.extractfile(f'package/dist/{f}').read())
+            for f in files: write_atomic(home/Path(f).name, t.extractfile(f'package/{f}').read())
     return home
+
+def fetch_runtime(cache=None)->Path: return fetch_npm(*_runtime, cache)

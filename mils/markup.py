@@ -80,8 +80,8 @@ def _callout(self, tokens, idx, options, env):
     given = re.search(r'title="([^"]*)"', tokens[idx].info)
     title = html.escape(given[1]) if given else kind.title()
     if tokens[idx+1].type=='heading_open': head = ''          # it brings its own title
-    else: head = f'<p class="callout-title">{title}</p>\n'
-    return f'<div class="callout callout-{kind}" role="note">\n{head}'
+    else: head = f'<p>{title}</p>\n'
+    return f'<div class="callout-{kind}" role="note">\n{head}'
 
 def _href(page, outs, href):
     "Where a link leads on the site: notebooks become pages, the site's own address becomes relative"

@@ -13,10 +13,12 @@ import nbformat,yaml
 from fastcore.basics import first
 from nbclient import NotebookClient
 from execnb.nbio import write_nb
+from nbdev.config import get_config
 from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor
 from nbdev.processors import add_links,clean_magics,filter_stream_,hide_line,populate_language,rm_header_dash,strip_ansi
 from .core import progress
+from .marks import change_texts,fill,pages_below,without_marks
 
 # %% ../nbs/10a_pages.ipynb #67c55a6d
 # a line as glog writes it (level, day, time, process), and a progress bar
@@ -51,16 +53,19 @@ def run_notebook(
 def stage_pages(
     root,  # the project's folder, with `settings.ini`
     to,  # where the copy appears
-    execute:bool=True,  # run the notebooks of `nbs/report/`
+    execute:bool=True,  # run the notebooks of `nbs/report/`, and fill the marks of all pages
 ):
-    "Copy `nbs/`, and in the copy execute the report"
+    "Copy `nbs/`; in the copy a notebook's number joins its title, the report folds its code and is executed, and no text has marks"
     nbs = Path(root)/'nbs'
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns('.*', '_docs', '_proc'))
-    report = sorted(Path(to).glob('report/*.ipynb')) if execute else []
-    for f in progress(report, 'report'):
-        nb = nbformat.read(f, 4)
-        run_notebook(nb, nbs/'report', f'nbs/report/{f.name}')
+    for f in progress(sorted(Path(to).rglob('*.ipynb')), 'pages'):
+        nb,name,of_report = nbformat.read(f, 4),f.relative_to(to).as_posix(),f.parent.name=='report'
+        number = re.match(r'\d+[a-z]*(?=_)', f.name)
+        if number: nb.cells[0].source = nb.cells[0].source.replace('# ', f'# {number[0]} ', 1)
+        if of_report: nb.cells[0].source += '\n\n- code-fold: true'
+        if of_report and execute: run_notebook(nb, nbs/'report', f'nbs/{name}')
         nbformat.write(nb, f)
+    for f in pages_below(to): change_texts(f, lambda text: without_marks(fill(text) if execute else text))
 
 # %% ../nbs/10a_pages.ipynb #afaf5794
 def _shown(cell):
@@ -100,6 +105,7 @@ class Page:
     meta:dict=field(default_factory=dict)  # title, description and options from the notebook's front matter
     labels:dict=field(default_factory=dict)  # label -> `Figure 1`
     headings:list=field(default_factory=list)  # (level, id, text) in order
+    html:str=''  # once it is rendered
     cited:list=field(default_factory=list)  # keys, in order of appearance
     unknown:list=field(default_factory=list)  # references that lead nowhere
 
@@ -107,8 +113,14 @@ class Page:
     def title(self)->str: return self.meta.get('title', Path(self.src).stem)
     @property
     def out(self)->str: return Path(self.src).with_name(self.meta.get('output-file', Path(self.src).stem+'.html')).as_posix()
+    @property
+    def figure(self)->str:
+        "The first figure, as base64, if there is one"
+        shown = (o.get('data', {}) for c in self.nb.cells for o in c.get('outputs', []))
+        return first(d['image/png'] for d in shown if 'image/png' in d)
     def to(self, out:str)->str:
-        "A link from this page to `out`"
+        "A link from this page to `out`; the page for what is not found is shown at any address"
+        if self.out=='404.html': return f'{get_config().doc_baseurl}/{out}'
         return os.path.relpath(out, Path(self.out).parent).replace(os.sep,'/')
 
 # %% ../nbs/10a_pages.ipynb #d1098627
@@ -138,9 +150,10 @@ def read_page(
     "Read a processed notebook, take its options apart and number its figures and tables"
     nb = nbformat.read(Path(folder)/src, 4)
     page = Page(src, nb, _front_matter(nb))
-    fold = page.meta.get('code-fold', False)
+    fold,taken = page.meta.get('code-fold', False),{'main'}
     for c in nb.cells:
         if c.cell_type!='code': continue
+        if 'anchors' in c.metadata: c.metadata.anchors = [a for a in c.metadata.anchors if not (a in taken or taken.add(a))]
         options,c.source = split_options(c.source)
         c.metadata.opts = nbformat.from_dict({'code-fold':fold, **options})
         c.metadata.alt = options.get('fig-alt', options.get('fig-cap'))

@@ -11,6 +11,8 @@ from copy import copy
 from pathlib import Path
 from .core import channel_set,set_name
 from .decode import decode as decode_file,square_rgb
+from .planes import Planes,read_planes,split_planes
+from .ranges import to_pixels
 from .imageset import ImageSet
 import numpy as np,pandas as pd,torch
 from PIL import Image,ImageOps
@@ -46,7 +48,7 @@ def _shifted(
 # %% ../nbs/05b_pictures.ipynb #0ac23578
 class Pictures:
     "One split of an `ImageSet` as a fastai data set"
-    n_inp,loss_func = 1,CrossEntropyLossFlat()                # the loss that fastai takes where none is given
+    loss_func = CrossEntropyLossFlat()                        # the loss that fastai takes where none is given
     def __init__(self,
         ds:ImageSet,
         split:str,  # `train`, `val` or `test`
@@ -60,7 +62,18 @@ class Pictures:
         self.source,self.numbers = self.images,self.rows                          # stay where they are, see `items`
         self.labels,self.names = torch.as_tensor(ds.labels[rows]),[ds.names[i] for i in rows]
         self.vocab,self.c,self.split_idx = _vocab(ds.classes),ds.n_classes,int(not augmented)
+        self.levels,self.ranges,self.all_there = ds.levels,ds.ranges,None if ds.there is None else torch.from_numpy(ds.there)
         self._keep()
+        self._set_there(self.rows)
+    def _set_there(self, rows):
+        "Which of the channels to give each picture has, `(n, channels)` bool; `None` where all have all"
+        self.there = None
+        if self.all_there is None: return
+        there = self.all_there[rows.cpu()].to(self.rows.device)
+        if self.keep is not None: there = there[:,self.keep]
+        if not there.all(): self.there = there
+    @property
+    def n_inp(self): return 1 if self.there is None else 2
     def _keep(self):
         "Where the channels to give are in the images"
         keep = [self.every.index(c) for c in self.channels]
@@ -83,13 +96,14 @@ def _vocab(classes):
 def batch(self:Pictures,
     i:torch.Tensor,  # which ones
     moves=None,  # shifts down and to the right, and flips
-)->tuple: # `(batch, channels, height, width)` uint8 in channels_last memory; labels, where there are any
+)->tuple: # `(batch, channels, height, width)` in channels_last memory; a mask where channels are absent; labels, where there are any
     "Pictures by number, in one gather"
     rows = self.rows[i]
     x = self.images[rows] if moves is None else _shifted(self.images, rows, *moves)
     if self.keep is not None: x = x.index_select(3, self.keep)
     x = x.permute(0,3,1,2).as_subclass(TensorImage)
-    return (x,) if self.labels is None else (x, self.labels[i].as_subclass(TensorCategory))
+    x = (x,) if self.there is None else (x,self.there[i])
+    return x if self.labels is None else (*x, self.labels[i].as_subclass(TensorCategory))
 
 @patch
 def to(self:Pictures, device):
@@ -99,6 +113,7 @@ def to(self:Pictures, device):
     if device.type!='cpu': self.images,self.rows = self.images[self.rows],torch.arange(len(self.rows))
     self.images,self.rows = self.images.to(device),self.rows.to(device)
     if self.labels is not None: self.labels = self.labels.to(device)
+    if self.there is not None: self.there = self.there.to(device)
     self._keep()
     return self
 
@@ -121,6 +136,21 @@ def read_picture(
         item = Image.fromarray(item)
     if not isinstance(item, Image.Image): raise ValueError(f'{item!r:.80} is no picture; expected a path, a PIL image, or an array')
     return square_rgb(ImageOps.exif_transpose(item), size)
+
+# %% ../nbs/05b_pictures.ipynb #70446e54
+def read_channels(
+    item,  # a path, the bytes of a file, or an array or a tensor of values as files hold them
+    size:int,  # pixels
+    ranges,  # `Ranges` of the set
+    channels,  # those that an array with fewer channels holds
+)->tuple: # `(size, size, channels)` in the order of `ranges`, and which channels are there: `(channels,)` bool
+    "A picture of any channels; `ValueError` for one that does not have them"
+    if isinstance(item, (str,Path)): item = Path(item).read_bytes()
+    if isinstance(item, torch.Tensor): item = to_cpu(item).numpy()
+    if isinstance(item, bytes): planes = read_planes(item)
+    else: planes = Planes(None, split_planes(np.asarray(item)))
+    if planes.names is None and len(planes.data)==len(channels)<len(ranges): planes = Planes(tuple(channels), planes.data)
+    return to_pixels(planes, ranges, size)
 
 # %% ../nbs/05b_pictures.ipynb #f3b3f350
 @patch(as_prop=True)
@@ -148,23 +178,35 @@ def _known(self:Pictures, items):
     self.images,self.rows,self.numbers = self.source[numbers].to(device),torch.arange(len(numbers), device=device),numbers
     self.names = items.image.tolist()
     if self.labels is not None: self.labels = torch.tensor([self.vocab.o2i[o] for o in items.label], dtype=torch.long, device=device)
+    self._set_there(numbers)
 
 @patch
 def _foreign(self:Pictures, items):
     "Take others, which have no labels"
     if isinstance(items, (str,bytes,Path,Image.Image)): raise ValueError(f'{items!r:.80} is one picture; expected a list of them')
     items = list(items)
-    pictures = [read_picture(o, self.size) for o in items]
-    counts = {p.shape[2] for p in pictures}
-    if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
-    elif not counts<={len(self.every)}:
-        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
-    images = np.stack(pictures) if pictures else np.zeros((0,self.size,self.size,len(self.every)), np.uint8)
+    pictures,there = self._read_foreign(items)
+    images = np.stack(pictures) if pictures else np.zeros((0,self.size,self.size,len(self.every)), np.uint8 if self.levels==255 else np.uint16)
     device = self.rows.device
     self.images,self.rows,self.labels = torch.from_numpy(images).to(device),torch.arange(len(images), device=device),None
     self.source,self.numbers = torch.from_numpy(images),torch.arange(len(images))
     self.names = [o.name if isinstance(o, Path) else str(i) for i,o in enumerate(items)]
     self._keep()
+    self.all_there = there
+    self._set_there(self.rows)
+
+@patch
+def _read_foreign(self:Pictures, items):
+    "The pixels of each picture, and which channels it has"
+    if self.ranges:
+        read = [read_channels(o, self.size, self.ranges, self.channels) for o in items]
+        return [x for x,_ in read],torch.tensor(np.array([o for _,o in read])) if read else None
+    pictures = [read_picture(o, self.size) for o in items]
+    counts = {p.shape[2] for p in pictures}
+    if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
+    elif not counts<={len(self.every)}:
+        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
+    return pictures,None
 
 # %% ../nbs/05b_pictures.ipynb #14b56bdb
 @patch

@@ -6,9 +6,12 @@
 __all__ = ['build_site', 'build_readme']
 
 # %% ../nbs/10c_site.ipynb #f984c542
-import json,re,shutil,subprocess,sys,tempfile
+import base64,json,re,shutil,subprocess,sys,tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 import nbformat,yaml
+from bs4 import BeautifulSoup
 from fastcore.basics import first
 from fastcore.xtras import working_directory
 from nbconvert import HTMLExporter,MarkdownExporter
@@ -16,6 +19,7 @@ from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from pybtex.database import parse_file
+from .marks import change_texts,without_marks
 from .pages import apply_directives,Page,read_page,stage_pages
 from .markup import markdown,references
 
@@ -35,17 +39,27 @@ def menu(
     entries = []
     for o in items:
         if 'auto' in o:
-            entries += [dict(text=p.title, href=p.out, contents=[]) for p in _matching(o['auto'], pages)]
+            entries += [dict(text=p.title, purpose=_purpose(p), href=p.out) for p in _matching(o['auto'], pages)]
             continue
         page,below = pages.get(o.get('href')),menu(o.get('contents',[]), pages)
-        if not page and not below: continue
-        entries.append(dict(text=o.get('text') or o.get('section') or page.title, href=page and page.out, contents=below))
+        if page: entries.append(dict(text=o.get('text') or page.title, href=page.out))
+        elif below: entries.append(dict(text=o['section'], contents=below))
     return entries
+
+def _purpose(page):
+    "A library page's line of purpose; other titles say it themselves"
+    return page.meta.get('description') if page.src[0].isdigit() else None
+
+def reading_order(items):
+    "Entries of a menu that are pages, in order"
+    for o in items:
+        if 'href' in o: yield o
+        yield from reading_order(o.get('contents', []))
 
 # %% ../nbs/10c_site.ipynb #2c357eb0
 def render_page(
     page:Page,  # the page
-    site:dict,  # `title`, `description`, `copyright`, `menu`
+    site:dict,  # `title`, `description`, `copyright`, `url`, `menu`, `order`
     bib:dict,  # bibliography entries by key
     outs:dict,  # notebook -> page
     template,  # Jinja template that extends nbconvert's
@@ -56,24 +70,29 @@ def render_page(
     exp = HTMLExporter(raw_template=Path(template).read_text(encoding='utf-8'), template_name='basic',
                        exclude_output_prompt=True, filters=filters)
     exp.environment.globals.update(page=page, site=site, refs=lambda: references(bib, page.cited))
-    body,_ = exp.from_notebook_node(page.nb)
+    page.html,_ = exp.from_notebook_node(page.nb)
+    for _,anchor,_ in page.headings: page.html = page.html.replace(f'<a id="{anchor}"></a>', '')          # a heading of that name is there
     if page.unknown:
         unknown = ', '.join(map(repr, dict.fromkeys(page.unknown)))
         raise ValueError(f"nbs/{page.src}: unknown reference {unknown}; labels here: {', '.join(page.labels) or 'none'}")
-    return body
+    return page.html
 
 # %% ../nbs/10c_site.ipynb #9e1c7137
+def _words(html):
+    "Each word of a piece of HTML once, in small letters"
+    found = re.findall(r"[\w.%-]*\w", BeautifulSoup(html, 'html.parser').get_text(' ').lower())
+    return ' '.join(dict.fromkeys(found))
+
 def _sections(page):
-    "What can be found on a page: its sections, with the words of their text"
-    yield dict(page=page.title, title=page.title, href=page.out, text=page.meta.get('description',''))
-    anchors = {title:anchor for _,anchor,title in page.headings}
-    for c in page.nb.cells:
-        if c.cell_type!='markdown': continue
-        for head,body in re.findall(r'^#+ (.+)$\n?((?:(?!^#).*\n?)*)', c.source, re.M):
-            title = head.strip()
-            if title not in anchors: continue
-            words = re.findall(r'[\w-]+', body)
-            yield dict(page=page.title, title=title, href=f'{page.out}#{anchors[title]}', text=' '.join(words))
+    "What can be found on a page: itself, its sections, and the names that it defines"
+    text = re.sub(r'<(script|style|nav)\b.*?</\1>', ' ', page.html.partition('<main')[2].partition('</main>')[0], flags=re.S)
+    first,*parts = re.split(r'<h[1-4] id="([^"]+)"', text)
+    titles = {anchor:title for _,anchor,title in page.headings}
+    def entry(title, anchor='', text=''): return dict(page=page.title, title=title, href=page.out+anchor, text=text)
+    yield entry(page.title, '', _words(first))
+    for anchor,part in zip(parts[::2], parts[1::2]): yield entry(titles.get(anchor, anchor), '#'+anchor, _words('<h2 '+part))
+    for name in re.findall(r'^(?:def|class) ([a-zA-Z]\w*)', '\n'.join(c.source for c in page.nb.cells if 'anchors' in c.metadata), re.M):
+        yield entry(name, '#'+name.lower())
 
 # %% ../nbs/10c_site.ipynb #c35b87ec
 _copied = '.css','.js','.json','.onnx','.png','.jpg','.svg'          # files that pages load
@@ -86,12 +105,14 @@ def _render_plain(nbs, out):
     outs = {s:p.out for s,p in pages.items()}
     bib = parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))
-    site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright,
-                menu=menu(conf['website']['sidebar']['contents'], pages), source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}',
+    entries = menu(conf['website']['sidebar']['contents'], pages)
+    site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright, url=cfg.doc_host+cfg.doc_baseurl,
+                menu=entries, order=list(reading_order(entries)), source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}',
                 after=(nbs/conf['format']['html']['include-after-body']).read_text(encoding='utf-8'))
     files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
-    sections = [o for p in pages.values() for o in _sections(p)]
-    files['search.js'] = f'window.SECTIONS = {json.dumps(sections)}'.encode()
+    files |= {f'{p.out[:-5]}.png':base64.b64decode(p.figure) for p in pages.values() if p.figure}          # for previews
+    order = sorted(pages.values(), key=lambda p: p.src[0].isdigit())                                       # the library comes last
+    files['search.js'] = f'window.SECTIONS = {json.dumps([o for p in order for o in _sections(p)])}'.encode()
     files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in _copied}
     shutil.rmtree(out, ignore_errors=True)
     for name,data in files.items(): _write(out/name, data)
@@ -147,8 +168,29 @@ def build_site(
         render(nbs, out)
         _add_runtime(out)
     page = first(p for p in (out/'report'/'index.html', out/'index.html', out) if p.exists())
-    print(page)
+    print(f'the live page needs a server: `mils report --serve`\n{page}')
     return page
+
+# %% ../nbs/10c_site.ipynb #590f87dc
+class Files(SimpleHTTPRequestHandler):
+    "A site's files, at the address that they are published under as well, and its page for what is not found"
+    base = ''
+    def translate_path(self, path): return super().translate_path(path.removeprefix(self.base))
+    def log_message(self, *args): pass
+    def send_error(self, code, *args, **kwargs):
+        page = Path(self.directory)/'404.html'
+        if code!=404 or not page.exists(): return super().send_error(code, *args, **kwargs)
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(page.read_bytes())
+
+def site_server(
+    out,  # a site built here
+    port:int=0,  # 0 takes any that is free
+)->ThreadingHTTPServer:
+    "What answers for a site on this machine, and only there"
+    handler = type('Site', (Files,), dict(base=get_config().doc_baseurl))
+    return ThreadingHTTPServer(('127.0.0.1', port), partial(handler, directory=str(out)))
 
 # %% ../nbs/10c_site.ipynb #7fef9b84
 def build_readme(
@@ -158,7 +200,7 @@ def build_readme(
     root = Path(root).resolve()
     get_config.cache_clear()
     with tempfile.TemporaryDirectory() as tmp, working_directory(root):
-        shutil.copy(root/'nbs'/'index.ipynb', tmp)
+        change_texts(shutil.copy(root/'nbs'/'index.ipynb', tmp), without_marks)
         apply_directives(tmp)
         page = read_page('index.ipynb', tmp)
     for c in page.nb.cells:

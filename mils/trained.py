@@ -80,6 +80,8 @@ def check_folder(cfg, ds, folder):
     today = todays_shapes(cfg, ds.n_classes, ds.size)
     for file,prefix in (('model.safetensors',''), ('state.safetensors',net_prefix)):
         stored = _stored_shapes(folder/file, prefix)
+        if not stored and not prefix and (folder/'DONE').exists():
+            raise ValueError(f'{folder/file} is missing or cut off, and the run was finished; remove the folder to train it anew')
         if stored and (d := first_difference(stored, today)):
             raise ValueError(_another(cfg, folder, d))
     warn_of_changes(cfg, folder, about.get('outside', {}))

@@ -102,7 +102,8 @@ def test_channels_and_kernels_permuted_together(name, order):
     a = DynamicConv2d(3, 5, 3, 'RGB', STATS, name)
     b = DynamicConv2d(3, 5, 3, ''.join('RGB'[i] for i in o), ChannelStats(STATS.mean[o], STATS.std[o], STATS.cov[np.ix_(o,o)]), name)
     with torch.no_grad():
-        b.weight.copy_(a.weight[:,o]); b.bias.copy_(a.bias)
+        slots = [i+k for k in range(0, a.generator.slots, 3) for i in o]        # one or two a channel
+        b.weight.copy_(a.weight[:,slots]); b.bias.copy_(a.bias)
         if hasattr(a.generator, 'correction'):
             nn.init.normal_(a.generator.correction.net[2].weight)
             b.generator.correction.load_state_dict(a.generator.correction.state_dict())

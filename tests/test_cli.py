@@ -68,7 +68,9 @@ def test_main_road(tmp_path, monkeypatch, small):
     assert (tmp_path/'runs/results/chroma/runs.csv').exists()
     assert main(['results','chroma','--record'])==0
     assert (tmp_path/'results/chroma/runs.csv').exists() and len(list((tmp_path/'runs/chroma').glob('*/DONE')))==1
-    assert main(['convert','chroma'])==0 and (tmp_path/'results/chroma/kernels.csv').exists()        # no plain network: its stem alone
+    assert main(['convert','chroma'])==0 and (tmp_path/'runs/results/chroma/kernels.csv').exists()        # no plain network: its stem alone
+    assert not (tmp_path/'results/chroma/kernels.csv').exists()
+    assert main(['convert','chroma','--record'])==0 and (tmp_path/'results/chroma/kernels.csv').exists()
 
 def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
     "Every run of the plan for a GPU has a name of its own; its commands and all its recipes, on small networks and a few pictures"
@@ -90,7 +92,7 @@ def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
         assert len(recipes)>10 and main('sweep task-b-full --epochs 1 --seeds 2 --runs recipes'.split())==0
     two_nets = 'sweep task-b-full --epochs 1 --seeds 0-1 --networks'.split()+['strict2:width=0.125 strict4:fine=2:width=0.125']
     for _ in range(2): assert main(two_nets)==0
-    assert main(['results','task-b-full','--record'])==0 and main(['fuse','task-b-full'])==0
+    assert main(['results','task-b-full','--record'])==0 and main(['fuse','task-b-full','--record'])==0
     rec = Recorded('task-b-full')
     assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4'))['seeds']==2
     merged = pd.read_csv(tmp_path/'results/task-b-full/deployed.csv')
@@ -110,7 +112,7 @@ def test_folds(tmp_path, monkeypatch, capsys, small):
     plain,wide = (rec.find(options=o) for o in ('{}','{"width": 2}'))
     r = rec.compare(plain, wide)
     assert r['seeds']==2 and rec.share(plain)>0 and rec.hits(wide).shape==(2,1) and r['lower']<r['ratio']
-    assert main(['convert','chroma','--methods','gray'])==0
+    assert main(['convert','chroma','--methods','gray','--record'])==0
     kept = pd.read_csv(tmp_path/'results/chroma/conversions.csv')
     assert set(kept.method)=={'gray'} and set(kept.run)==set(rec.runs.run) and kept.channels.nunique()==7
     capsys.readouterr()

@@ -9,6 +9,8 @@ from mils.arms import grid
 from mils.protocols import protocols
 from mils.identity import declared,identity
 from mils.pages import run_notebook
+from mils.tables import results_dir
+from colab import CELL,first_code,notebooks
 
 repo = Path(__file__).resolve().parent.parent
 pages = sorted((repo/'nbs'/'report').glob('*.ipynb'))
@@ -19,6 +21,20 @@ def test_stored_outputs_are_clean(notebook):
     for c in nbformat.read(notebook, 4).cells:
         printed = ''.join(o.text for o in c.get('outputs', []) if o.output_type=='stream')
         assert not (found := re.findall(r'\r|\d+%\||^[IWE]\d{4} .*|\S*site-packages\S*', printed, re.M)), (c.id, found)
+
+@pytest.mark.parametrize('notebook', notebooks(), ids=lambda p: p.stem)
+def test_a_notebook_runs_in_colab(notebook):
+    "Its first code cell installs the package there; `python tests/colab.py` adds it"
+    assert first_code(json.loads(notebook.read_text())) in (CELL, None)
+
+def test_results_are_found_in_colab(tmp_path, monkeypatch):
+    "After what the cell copies beside a notebook"
+    monkeypatch.delenv('MILS_RESULTS', raising=False)
+    copies = CELL.rpartition('&& ')[2]
+    (tmp_path/'m').symlink_to(repo)
+    subprocess.run(copies, shell=True, cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert results_dir()==tmp_path/'results'
 
 def texts(nb):
     "What the cells show, pictures aside"
