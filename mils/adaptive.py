@@ -154,7 +154,8 @@ def _count_set(network, channels):
     "Called by the compiler for each graph that it makes"
     sets = _compiled_sets.setdefault(network, set())
     sets.add(channels)
-    if len(sets)==2: warnings.warn('each channel set is compiled anew, and the compiler stops after eight; net(x, mask) is one graph for all')
+    if len(sets)==2: warnings.warn('each channel set is compiled anew, and the compiler stops after eight; '
+                                   'net(x, mask) is one graph for all')
     return 0
 
 @patch

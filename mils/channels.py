@@ -145,7 +145,7 @@ def convert(
     example=None,  # what the network is tried with, where it takes no picture alone: a tensor, a tuple of arguments, or a dict
     **kwargs  # generator, attention
 )->ChannelAdaptive:
-    "Give a network a stem for every channel set; weights are kept. `ValueError` where absent channels would be read; `net` is as before then"
+    "A stem for every channel set, weights kept; `ValueError` where absent channels would be read, and then `net` is as it was"
     channels = channel_set(channels, channels)
     path = _find_stem(net, len(channels))
     res,done,convs = None,[],[net.get_submodule(path)]

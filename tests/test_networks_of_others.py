@@ -17,7 +17,8 @@ def pictures(size=12):
     torch.manual_seed(1)
     return torch.randn(7,3,size,size)
 def dirty(x, value=torch.nan): return torch.where(MASK[:,:,None,None], x, value)
-def small_net(): return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)).eval()
+def small_net():
+    return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)).eval()
 def clean(*ts): return all(torch.isfinite(t).all() for t in ts)
 
 # Absent means not read, in every mode
@@ -81,7 +82,8 @@ def _rank(rank, store, out):
     torch.manual_seed(0)
     net = nn.parallel.DistributedDataParallel(convert(small_net().train(), stats=STATS, attention=True))
     opt,x = torch.optim.SGD(net.parameters(), .01),pictures()
-    steps = [(dict(),dict(mask=MASK)), (dict(channels='RGB'),dict(channels='BG')), (dict(channels='R'),dict()), (dict(mask=MASK|True),dict(channels='GB'))]
+    steps = [(dict(),dict(mask=MASK)), (dict(channels='RGB'),dict(channels='BG')),
+             (dict(channels='R'),dict()), (dict(mask=MASK|True),dict(channels='GB'))]
     for step in [*steps, *steps]:
         call = step[rank]
         opt.zero_grad()
@@ -150,8 +152,8 @@ def test_an_optimiser_made_before_extend_trains_the_new_stem(make, generator):
         before = layer.weight.detach().clone()
         for _ in range(2):
             opt.zero_grad()
-            loss = layer(torch.randn(3,n,9,9), mask=torch.ones(3,n,dtype=torch.bool)).square().sum()+layer(torch.randn(3,1,9,9), channels='R').square().sum()
-            loss.backward()
+            for y in (layer(torch.randn(3,n,9,9), mask=torch.ones(3,n,dtype=torch.bool)), layer(torch.randn(3,1,9,9), channels='R')):
+                y.square().sum().backward()
             opt.step()
         assert all(p.grad is not None and p.grad.shape==p.shape for p in kept)
         assert (layer.weight!=before)[:,-1].all()
@@ -170,7 +172,8 @@ def test_a_module_that_shared_the_weight_of_an_extended_stem_is_named():
 # A convolution of another class
 timm = pytest.importorskip('timm')
 from timm.layers import Conv2dSame,ScaledStdConv2d,StdConv2d,StdConv2dSame
-OTHERS = {'same':partial(Conv2dSame, stride=2), 'std':partial(StdConv2d, padding=1), 'std same':partial(StdConv2dSame, stride=2), 'scaled':partial(ScaledStdConv2d, padding=1)}
+OTHERS = {'same':partial(Conv2dSame, stride=2), 'std':partial(StdConv2d, padding=1), 'std same':partial(StdConv2dSame, stride=2),
+          'scaled':partial(ScaledStdConv2d, padding=1)}
 @pytest.mark.parametrize('generator', ['covariance','rescale','per_count'])
 @pytest.mark.parametrize('kind', OTHERS)
 def test_a_convolution_of_another_class(kind, generator):
@@ -305,10 +308,12 @@ class Odd(nn.Module):
 
 def test_a_network_that_takes_no_usual_picture_is_tried_with_an_example_or_at_its_first_call():
     x,ids = pictures(20),torch.arange(7)
-    with pytest.raises(ValueError, match='Odd reads the picture besides its stem conv: .* by its forward'): convert(Odd(True), example=(x[:1],ids[:1]))
+    with pytest.raises(ValueError, match='Odd reads the picture besides its stem conv: .* by its forward'):
+        convert(Odd(True), example=(x[:1],ids[:1]))
     assert convert(Odd(), stats=STATS, example=(x[:1],ids[:1])).between is False
     for leak in (False,True):
-        with pytest.warns(UserWarning, match=r'Odd takes no picture of 299 x 299 \(.*is tried when it is first called'): net = convert(Odd(leak), stats=STATS)
+        with pytest.warns(UserWarning, match=r'Odd takes no picture of 299 x 299 \(.*is tried when it is first called'):
+            net = convert(Odd(leak), stats=STATS)
         assert_same(net(x, ids), net.net(x, ids))
         with pytest.raises(ValueError, match='was not tried'): net.fold('GB')
         if leak:
@@ -381,12 +386,15 @@ def test_a_set_belongs_to_its_own_network():
 # What cannot be converted is said in true words
 def test_other_convolutions_are_refused_in_true_words():
     for conv,word in ((nn.Conv3d(3,4,3),'Conv3d'), (nn.Conv1d(3,4,3),'Conv1d')):
-        with pytest.raises(ValueError, match=f'first convolution of Sequential, 0, is a {word}; only an nn.Conv2d'): convert(nn.Sequential(conv))
-    with pytest.raises(TypeError, match='computed from others'): convert(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3,4,3))))
+        with pytest.raises(ValueError, match=f'first convolution of Sequential, 0, is a {word}; only an nn.Conv2d'):
+            convert(nn.Sequential(conv))
+    with pytest.raises(TypeError, match='computed from others'):
+        convert(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3,4,3))))
 
 @pytest.mark.parametrize('kind', ['std','std same','scaled'])
 def test_a_standardised_convolution_has_no_other_shape(kind):
-    with pytest.raises(TypeError, match='not linear in its weight'): DynamicConv2d.from_conv(OTHERS[kind](3,4,kernel_size=3), generator='per_count')
+    with pytest.raises(TypeError, match='not linear in its weight'):
+        DynamicConv2d.from_conv(OTHERS[kind](3,4,kernel_size=3), generator='per_count')
 
 def test_parameters_of_another_class_are_its_own():
     conv = ScaledStdConv2d(3,4,3)
@@ -428,7 +436,8 @@ def test_a_compiler_that_gives_up_half_way_still_knows_the_set():
 
 def test_impossible_input_under_a_compiler():
     net,x = convert(small_net(), stats=STATS),pictures()
-    for call,words in ((lambda f: f(x, MASK, channels='RGB'),'not both'), (lambda f: f(x[:,:2], channels='RX'),"'X'"), (lambda f: f(x, MASK[:,:2]),'expected torch.bool')):
+    for call,words in ((lambda f: f(x, MASK, channels='RGB'),'not both'), (lambda f: f(x[:,:2], channels='RX'),"'X'"),
+                       (lambda f: f(x, MASK[:,:2]),'expected torch.bool')):
         with pytest.raises(Exception, match=words): call(torch.compile(net, backend='eager'))
 
 def test_fifteen_compiled_sets_are_told_to_use_the_mask():
