@@ -33,6 +33,7 @@ class ChannelAdaptive(nn.Module):
         super().__init__()
         self.net,self.path,self.takes = net,stem,_takes(net)
         self.between,self.places = None,None                            # see `try_with`
+        for m in self.stems: m.wrapped = True
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
@@ -95,7 +96,7 @@ def forward(self:ChannelAdaptive,
     if around and around['net'] is self and channels is None and mask is None:
         channels,mask,around['taken'] = around['channels'],around['mask'],True
     if channels is not None and mask is not None: raise ValueError('give channels or mask, not both')
-    if channels is not None or mask is not None: self._be_sure(args, kwargs)
+    if channels is not None or mask is not None: self._be_sure(channels, args, kwargs)
     wide = channels is not None and self.between is not False
     if wide: args,kwargs = widen(self.stem.rows(channels), len(self.channels), args, kwargs)
     if compiling: return self._compiled(dict(channels=channels, mask=mask, wide=wide), args, kwargs)
@@ -136,11 +137,12 @@ def _ways(self:ChannelAdaptive):
 def _is_tried(self:ChannelAdaptive): return self.places is not None and all(m._modules.get(k) is o for m,k,o in self.places)
 
 @patch
-def _be_sure(self:ChannelAdaptive, args, kwargs):
+def _be_sure(self:ChannelAdaptive, channels, args, kwargs):
     "Try the network with this call's arguments, if it was not tried yet or was changed"
     if torch.compiler.is_compiling() or getattr(self, '_is_replica', False) or self._is_tried(): return
     if self.stem.weight.is_meta or len(self.channels)==1: return
     if torch.jit.is_tracing(): raise RuntimeError('call the network once with a channel set before it is traced, so that it is tried')
+    if channels is not None: args,kwargs = widen(self.stem.rows(channels), len(self.channels), args, kwargs)
     others = self.try_with(*args, **kwargs)
     if others: raise ValueError(self._reads_besides(others))
 
@@ -152,7 +154,8 @@ def _count_set(network, channels):
     "Called by the compiler for each graph that it makes"
     sets = _compiled_sets.setdefault(network, set())
     sets.add(channels)
-    if len(sets)==2: warnings.warn('each channel set is compiled anew, and the compiler stops after eight; net(x, mask) is one graph for all')
+    if len(sets)==2: warnings.warn('each channel set is compiled anew, and the compiler stops after eight; '
+                                   'net(x, mask) is one graph for all')
     return 0
 
 @patch

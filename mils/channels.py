@@ -90,7 +90,7 @@ def try_with(self:ChannelAdaptive,
             if leaks and not seen: saw[self.net] = False
         try: self.between = not _same(clean, self._outcome(rest, args, kwargs))
         except Exception: self.between = True
-    for stem in self.stems: stem.had_sets = False
+    for stem in self.stems: stem.had_sets,stem.wrapped = False,True
     self.places = None if saw else self._ways()
     return saw
 
@@ -145,7 +145,7 @@ def convert(
     example=None,  # what the network is tried with, where it takes no picture alone: a tensor, a tuple of arguments, or a dict
     **kwargs  # generator, attention
 )->ChannelAdaptive:
-    "Give a network a stem for every channel set; weights are kept. `ValueError` where absent channels would be read; `net` is as before then"
+    "A stem for every channel set, weights kept; `ValueError` where absent channels would be read, and then `net` is as it was"
     channels = channel_set(channels, channels)
     path = _find_stem(net, len(channels))
     res,done,convs = None,[],[net.get_submodule(path)]

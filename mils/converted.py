@@ -116,9 +116,8 @@ def solvable(
     layers = {k:m for k,m in net.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear))}
     odd = [f'{k} (MultiheadAttention)' for k in inside]
     odd += [f'{k} ({type(m).__name__})' for k,m in layers.items() if not _is_plain(m)]
-    other_ways = 'the conversions that change the stem alone do not mind'
-    if odd: raise ValueError(f'{", ".join(odd[:3])}: only nn.Conv2d, Conv2dSame and nn.Linear can be solved; {other_ways}')
-    if not layers: raise ValueError(f'{type(net).__name__} has no nn.Conv2d and no nn.Linear to solve; {other_ways}')
+    if odd: raise ValueError(f'{", ".join(odd[:3])}: only nn.Conv2d, Conv2dSame and nn.Linear can be solved')
+    if not layers: raise ValueError(f'{type(net).__name__} has no nn.Conv2d and no nn.Linear to solve')
     return list(layers)
 
 @torch.no_grad()

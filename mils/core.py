@@ -29,8 +29,8 @@ def channel_set(
     if not got: raise ValueError(f"empty channel set; choose one or more of {', '.join(known)}")
     if bad := [c for c in got if c not in known]:
         hint = ''
-        if isinstance(channels, str) and len(channels)>1 and '+' not in channels:
-            hint = f"; longer names are joined by +, and one alone ends in it: {channels+'+'!r}"
+        if len(got)>1 and all(len(c)==1 for c in got):
+            hint = f"; longer names are joined by +, and one alone ends in it: {''.join(got)+'+'!r}"
         raise ValueError(f"unknown channel {', '.join(map(repr,bad))} in {channels!r}; possible: {', '.join(known)}{hint}")
     if len(set(got))<len(got): raise ValueError(f"channel given twice in {channels!r}; each of {', '.join(known)} may appear once")
     return got

@@ -40,7 +40,7 @@ class DynamicConv2d(nn.Conv2d):
         if kwargs.get('groups',1)!=1: raise ValueError(f"groups={kwargs['groups']}: a stem that mixes channels needs groups=1")
         corr = None if stats is None else stats.correlation(channels)
         super().__init__(n, out_channels, kernel_size, **kwargs)
-        self.channels,self.given,self.had_sets,self.own,self.linear = channels,{},False,None,True
+        self.channels,self.given,self.had_sets,self.wrapped,self.own,self.linear = channels,{},False,False,None,True
         self.generator = lookup(generators, generator, 'generator')(n, corr).to(self.weight.device)
         self.attention = ChannelAttention(n, self.generator.gate_all).to(self.weight) if attention else None
         self.weight = nn.Parameter(self.generator.spread(self.weight.detach()))
@@ -134,12 +134,15 @@ def _check_mask(self:DynamicConv2d, x, mask):
 # %% ../nbs/02b_layer.ipynb #443bf531
 set_of_call = ContextVar('set_of_call', default=None)       # a dict: channels or mask, and whether the stem took it up
 
+@torch.compiler.disable
+def _outside(): return set_of_call.get() or {}              # the compiler was left around the network, and entered again within
+
 
 # %% ../nbs/02b_layer.ipynb #776e9281
 @patch
 def _given(self:DynamicConv2d, n):
     "The set of the call that the network around the layer is in, for `n` pictures"
-    if torch.compiler.is_compiling(): call = self.given
+    if torch.compiler.is_compiling(): call = self.given or (_outside() if self.wrapped else {})
     else: call = self._note(set_of_call.get() or self.given)
     channels,mask = call.get('channels'),call.get('mask')
     if not call.get('wide'): return channels,mask

@@ -25,7 +25,7 @@ def head(*layers):
 
 networks = {'same': lambda: head(nn.Conv2d(3, 8, 3, padding='same'), nn.ReLU()),
     'even kernel': lambda: head(nn.Conv2d(3, 8, 4, padding='same'), nn.ReLU()),
-    'depthwise': lambda: head(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 5, padding=2, groups=16), nn.ReLU(), nn.Conv2d(16, 8, 1)),
+    'depthwise': lambda: head(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 5, groups=16), nn.ReLU(), nn.Conv2d(16, 8, 1)),
     'groups': lambda: head(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3, groups=4, dilation=2)),
     'TensorFlow': lambda: head(Conv2dSame(3, 16, 3, stride=2), nn.ReLU(), Conv2dSame(16, 8, 3, stride=2, groups=8))}
 

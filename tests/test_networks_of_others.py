@@ -17,7 +17,8 @@ def pictures(size=12):
     torch.manual_seed(1)
     return torch.randn(7,3,size,size)
 def dirty(x, value=torch.nan): return torch.where(MASK[:,:,None,None], x, value)
-def small_net(): return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)).eval()
+def small_net():
+    return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)).eval()
 def clean(*ts): return all(torch.isfinite(t).all() for t in ts)
 
 # Absent means not read, in every mode
@@ -75,6 +76,29 @@ def test_ddp_takes_a_full_batch(tmp_path):
         assert all(p.grad is not None for p in net.parameters())
     finally: dist.destroy_process_group()
 
+def _rank(rank, store, out):
+    "One of two processes; both have other sets in each step"
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = nn.parallel.DistributedDataParallel(convert(small_net().train(), stats=STATS, attention=True))
+    opt,x = torch.optim.SGD(net.parameters(), .01),pictures()
+    steps = [(dict(),dict(mask=MASK)), (dict(channels='RGB'),dict(channels='BG')),
+             (dict(channels='R'),dict()), (dict(mask=MASK|True),dict(channels='GB'))]
+    for step in [*steps, *steps]:
+        call = step[rank]
+        opt.zero_grad()
+        n = len(call.get('channels', 'RGB'))
+        net(x[:,:n], **call).square().sum().backward()
+        opt.step()
+    torch.save([p.detach() for p in net.parameters()], f'{out}{rank}.pt')
+    dist.destroy_process_group()
+
+def test_ddp_with_sets_that_differ_by_rank(tmp_path):
+    torch.multiprocessing.spawn(_rank, (tmp_path/'store', tmp_path/'rank'), nprocs=2)
+    a,b = (torch.load(tmp_path/f'rank{r}.pt') for r in range(2))
+    for p,q in zip(a, b): assert_same(p, q)
+    assert clean(*a)
+
 # Statistics
 def test_bad_statistics_are_named():
     def stats(cov, std=None): return ChannelStats(np.zeros(3), np.ones(3) if std is None else np.array(std), np.array(cov, dtype=float))
@@ -128,8 +152,8 @@ def test_an_optimiser_made_before_extend_trains_the_new_stem(make, generator):
         before = layer.weight.detach().clone()
         for _ in range(2):
             opt.zero_grad()
-            loss = layer(torch.randn(3,n,9,9), mask=torch.ones(3,n,dtype=torch.bool)).square().sum()+layer(torch.randn(3,1,9,9), channels='R').square().sum()
-            loss.backward()
+            for y in (layer(torch.randn(3,n,9,9), mask=torch.ones(3,n,dtype=torch.bool)), layer(torch.randn(3,1,9,9), channels='R')):
+                y.square().sum().backward()
             opt.step()
         assert all(p.grad is not None and p.grad.shape==p.shape for p in kept)
         assert (layer.weight!=before)[:,-1].all()
@@ -148,7 +172,8 @@ def test_a_module_that_shared_the_weight_of_an_extended_stem_is_named():
 # A convolution of another class
 timm = pytest.importorskip('timm')
 from timm.layers import Conv2dSame,ScaledStdConv2d,StdConv2d,StdConv2dSame
-OTHERS = {'same':partial(Conv2dSame, stride=2), 'std':partial(StdConv2d, padding=1), 'std same':partial(StdConv2dSame, stride=2), 'scaled':partial(ScaledStdConv2d, padding=1)}
+OTHERS = {'same':partial(Conv2dSame, stride=2), 'std':partial(StdConv2d, padding=1), 'std same':partial(StdConv2dSame, stride=2),
+          'scaled':partial(ScaledStdConv2d, padding=1)}
 @pytest.mark.parametrize('generator', ['covariance','rescale','per_count'])
 @pytest.mark.parametrize('kind', OTHERS)
 def test_a_convolution_of_another_class(kind, generator):
@@ -271,3 +296,160 @@ def test_networks_of_timm(name):
         assert clean(y)
         assert_close(net(x[3:4,1:], channels='GB'), y[3:4], 1e-3)
         assert_close(net.fold('BG')(x[3:4,[2,1]]), y[3:4], 1e-3)
+
+# A network is tried before it is believed
+class Odd(nn.Module):
+    "Takes no picture of a usual size, and what `extra` says besides"
+    def __init__(self, leak=False): super().__init__(); self.conv,self.leak = nn.Conv2d(3,4,3),leak
+    def forward(self, x, ids):
+        if x.shape[-1]!=20 or ids is None: raise ValueError('pictures of 20 px and their ids')
+        y = self.conv(x).mean((2,3))
+        return y+(x.mean((1,2,3))[:,None] if self.leak else 0)
+
+def test_a_network_that_takes_no_usual_picture_is_tried_with_an_example_or_at_its_first_call():
+    x,ids = pictures(20),torch.arange(7)
+    with pytest.raises(ValueError, match='Odd reads the picture besides its stem conv: .* by its forward'):
+        convert(Odd(True), example=(x[:1],ids[:1]))
+    assert convert(Odd(), stats=STATS, example=(x[:1],ids[:1])).between is False
+    for leak in (False,True):
+        with pytest.warns(UserWarning, match=r'Odd takes no picture of 299 x 299 \(.*is tried when it is first called'):
+            net = convert(Odd(leak), stats=STATS)
+        assert_same(net(x, ids), net.net(x, ids))
+        with pytest.raises(ValueError, match='was not tried'): net.fold('GB')
+        if leak:
+            with pytest.raises(ValueError, match='besides its stem'): net(x, MASK, ids)
+            with pytest.raises(ValueError, match='besides its stem'): net(x[:,1:], ids, channels='GB')
+        else:
+            assert clean(net(dirty(x), MASK, ids))
+            assert_close(net.fold('BG')(x[:,[2,1]], ids), net(x[:,1:], ids, channels='GB'))
+
+def test_a_refused_network_is_as_it_was():
+    net = Two(True)
+    a,b,state = net.a,net.b,copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError): convert(net)
+    assert net.a is a and net.b is b and [*net.state_dict()]==[*state]
+
+def test_a_trial_leaves_no_trace():
+    net = small_net().train()
+    net[1].eval()
+    before = copy.deepcopy(net.state_dict())
+    net = convert(net, stats=STATS)
+    x = pictures()
+    rng = torch.get_rng_state()
+    assert net.try_with(x)=={}
+    assert torch.equal(torch.get_rng_state(), rng) and net.training and not net.net[1].training
+    assert all(torch.equal(v, net.net.state_dict()[k]) for k,v in before.items())
+
+def test_a_stem_that_is_wrapped_later_is_tried_again():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    class Adapter(nn.Module):
+        "A low-rank way around a convolution, as adapters have it"
+        def __init__(self, base): super().__init__(); self.base_layer,self.lora_a,self.lora_b = base,nn.Conv2d(3,2,3),nn.Conv2d(2,4,1)
+        def forward(self, x): return self.base_layer(x)+self.lora_b(self.lora_a(x))
+    net,x = convert(small_net(), stats=STATS),pictures()
+    want = net(dirty(x), MASK)
+    net.net[0] = checkpoint_wrapper(net.net[0])
+    assert_close(net(dirty(x), MASK), want)
+    net.net[0] = Adapter(net.net[0])
+    with pytest.raises(ValueError, match='besides its stem 0: .* by 0.lora_a'): net(dirty(x), MASK)
+
+def test_a_class_number_tells_of_a_second_reader_too():
+    class Decides(Two):
+        def forward(self, x): return super().forward(x*100).argmax(1)
+    with pytest.raises(ValueError, match='besides its stem'): convert(Decides(True))
+
+# Names of the network's own
+class Masked(nn.Module):
+    "Has a mask of its own"
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(3,4,3)
+    def forward(self, x, targets=None, mask=None):
+        y = self.conv(x).mean((2,3))
+        if mask is not None: y = y*mask
+        return y if targets is None else y-targets
+
+def test_a_mask_of_the_networks_own_is_left_to_it():
+    net,x = convert(Masked(), stats=STATS),pictures()
+    own,targets = torch.rand(7,4),torch.randn(7,4)
+    assert_same(net(x, mask=own), net.net(x, mask=own))
+    assert_same(net(x, targets, mask=own), net.net(x, targets, mask=own))
+    assert_close(net(dirty(x), MASK, targets, mask=own), net(dirty(x), mask=MASK)*own-targets)
+
+def test_a_set_belongs_to_its_own_network():
+    teacher,net = (convert(small_net(), stats=STATS) for _ in range(2))
+    x = pictures()
+    want = teacher(x)
+    with net.using(mask=MASK):
+        assert_same(teacher(x), want)                               # another network is not told
+        assert_same(net(dirty(x)), net(dirty(x), MASK))
+    with pytest.raises(ValueError, match='not both'): net(x, MASK, channels='RGB')
+
+# What cannot be converted is said in true words
+def test_other_convolutions_are_refused_in_true_words():
+    for conv,word in ((nn.Conv3d(3,4,3),'Conv3d'), (nn.Conv1d(3,4,3),'Conv1d')):
+        with pytest.raises(ValueError, match=f'first convolution of Sequential, 0, is a {word}; only an nn.Conv2d'):
+            convert(nn.Sequential(conv))
+    with pytest.raises(TypeError, match='computed from others'):
+        convert(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3,4,3))))
+
+@pytest.mark.parametrize('kind', ['std','std same','scaled'])
+def test_a_standardised_convolution_has_no_other_shape(kind):
+    with pytest.raises(TypeError, match='not linear in its weight'):
+        DynamicConv2d.from_conv(OTHERS[kind](3,4,kernel_size=3), generator='per_count')
+
+def test_parameters_of_another_class_are_its_own():
+    conv = ScaledStdConv2d(3,4,3)
+    dyn = DynamicConv2d.from_conv(conv)
+    assert {*map(id, conv.parameters())}<={*map(id, dyn.parameters())} and dyn.own.gain is conv.gain
+
+def test_a_stem_that_cannot_be_folded_says_why():
+    class Standard(Inside):
+        def __init__(self): super().__init__(); self.conv = StdConv2d(3,4,3)
+    net = convert(Standard(), stats=STATS)
+    with pytest.raises(ValueError, match="changes the picture before its stem conv.*channels='GB'"): net.fold('GB')
+
+# Under a compiler
+def test_an_empty_mask_row_under_a_compiler():
+    net,x = convert(small_net(), stats=STATS),pictures()
+    none = MASK.clone()
+    none[3] = False
+    f = torch.compile(net, fullgraph=True)
+    with torch.no_grad():
+        assert_close(f(x, MASK), net(x, MASK), 1e-4)
+        with pytest.raises(RuntimeError, match='no channel'): f(x, none)
+        graph = torch.export.export(net, (x, MASK)).module()
+        assert_close(graph(dirty(x), MASK), net(x, MASK))
+        y = graph(x, none)
+        assert y[3].isnan().all() and clean(y[:3], y[4:])
+
+def test_a_compiler_that_gives_up_half_way_still_knows_the_set():
+    class Breaks(nn.Module):
+        def __init__(self): super().__init__(); self.net = small_net()
+        def forward(self, x):
+            torch._dynamo.graph_break()
+            return self.net(x)
+    net,x = convert(Breaks(), stats=STATS),pictures()
+    f = torch.compile(net, backend='eager')
+    with torch.no_grad():
+        assert_close(f(dirty(x), MASK), net(dirty(x), MASK))
+        assert_close(f(x[:,1:], channels='GB'), net(x[:,1:], channels='GB'))
+        assert_close(f(x), net(x))
+
+def test_impossible_input_under_a_compiler():
+    net,x = convert(small_net(), stats=STATS),pictures()
+    for call,words in ((lambda f: f(x, MASK, channels='RGB'),'not both'), (lambda f: f(x[:,:2], channels='RX'),"'X'"),
+                       (lambda f: f(x, MASK[:,:2]),'expected torch.bool')):
+        with pytest.raises(Exception, match=words): call(torch.compile(net, backend='eager'))
+
+def test_fifteen_compiled_sets_are_told_to_use_the_mask():
+    from torch._dynamo.testing import CompileCounter
+    torch._dynamo.reset()
+    net,x = convert(nn.Sequential(nn.Conv2d(4,4,3), nn.ReLU()), 'RGBN'),torch.randn(15,4,9,9)
+    sets,count = channel_sets('RGBN'),CompileCounter()
+    f = torch.compile(net, fullgraph=True, backend='eager')
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match='is one graph for all'):
+            for s in sets[:3]: f(x[:1,net.stem.rows(s)], channels=s)
+        g = torch.compile(net, fullgraph=True, backend=count)
+        masks = torch.tensor([[c in s for c in 'RGBN'] for s in sets])
+        for i in range(15): assert_close(g(x[:2], masks[[i,i]]), net(x[:2], masks[[i,i]]))
+    assert count.frame_count==1

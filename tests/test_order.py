@@ -66,7 +66,8 @@ def test_an_exported_file_lists_its_channels_in_order(ds, tmp_path):
         with torch.no_grad(): assert_close(torch.from_numpy(y), net(xs, channels=s), 1e-4)
 
 # Names of several letters: one way to write a set, everywhere
-names = st.lists(st.text(min_size=1, max_size=6).filter(lambda c: c==c.strip() and not set(c)&set('+,')), min_size=1, max_size=6, unique=True)
+name = st.text(min_size=1, max_size=6).filter(lambda c: c==c.strip() and not set(c)&set('+,'))
+names = st.lists(name, min_size=1, max_size=6, unique=True)
 @given(names, st.randoms(use_true_random=False))
 def test_what_a_table_calls_a_set_can_be_typed(names, rnd):
     s = tuple(rnd.sample(names, rnd.randint(1, len(names))))
@@ -103,7 +104,7 @@ def test_longer_names_from_a_config_to_an_exported_file(ds, tmp_path):
 def test_the_command_line_takes_longer_names(ds, tmp_path, monkeypatch, capsys):
     import mils.commands
     from mils.cli import main
-    monkeypatch.setattr(mils.commands, 'load_typed', lambda *args: infrared(ds))
+    monkeypatch.setattr(mils.commands, 'load_typed', lambda *args, **kwargs: infrared(ds))
     train = ['train','strict3:width=.1:dynamic','--epochs','1','--runs',str(tmp_path)]
     assert main([*train,'--channels','NIR+R'])==0
     lines = capsys.readouterr().out.splitlines()

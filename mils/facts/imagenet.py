@@ -60,10 +60,11 @@ class ImageNet:
     def best(self)->str: return max(self.ways, key=lambda k: self.ways[k].pairs.ratio+self.ways[k].singles.ratio)
     @property
     def sentence(self)->str:
-        how = {'covariance':'with one line of code', 'recalibrated':'with its batch norms re-estimated', 'solved':'with its layers solved anew'}
+        how = dict(covariance='with one line of code', recalibrated='with batch norms re-estimated', solved='with layers solved anew')
         ours,zeros = self.ways[self.best],self.ways['zero_fill']
         return (f'EfficientNet-Lite0 with its ImageNet weights keeps {ours.pairs.share} of its accuracy on two channels and '
-                f'{ours.singles.share} on one, {how[self.best]} and without labels; zeros keep {zeros.pairs.share} and {zeros.singles.share}.')
+                f'{ours.singles.share} on one, {how[self.best]} and without labels; '
+                f'zeros keep {zeros.pairs.share} and {zeros.singles.share}.')
 
 # %% ../../nbs/09m_imagenet.ipynb #d9c35953
 def _way(hits, way, rgb):
