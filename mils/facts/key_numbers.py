@@ -18,7 +18,8 @@ from .beside import _architectures,wide
 
 # %% ../../nbs/09l_key_numbers.ipynb #9a38a56c
 _words = dict(accuracy='accuracy', accuracy_pm='its ±', relative='share of RGB', param_overhead_max='at most',
-    inference_overhead='overhead', inference='time', params='parameters', exceeded_target='share above', exceeded_target_pp='points above', gain_over_resnet34='lead',
+    inference_overhead='overhead', inference='time', params='parameters', exceeded_target='share above',
+    exceeded_target_pp='points above', gain_over_resnet34='lead',
     layers='layers', delta='difference', train_samples='pictures', width='width', runs='runs', highest_4layer_accuracy='accuracy')
 
 def _about(claim):
