@@ -175,7 +175,7 @@ def test_ranges_are_the_networks_too(tmp_path):
     net = load_run(run)
     assert net.ranges==ds.ranges and net.ranges.high[1]==3000 and net.fold(['DNA']).ranges.names==('DNA',)
     other = load(path, tmp_path)
-    with pytest.raises(ValueError, match='DNA=0.0:3000.0'): predict(net, other)
+    with pytest.raises(ValueError, match='DNA=0:3000'): predict(net, other)
     again = load(path, tmp_path, rules=net.ranges.rules, bits=16)
     assert predict(net, again).p.equals(predict(net, ds).p)
 
