@@ -47,7 +47,8 @@ def akin_to(
     "`ValueError` for an unknown channel or a correlation that is none"
     shares = {} if like is None else dict(like) if isinstance(like, dict) else {like:1.}
     if shares: channel_set(tuple(shares), names)
-    if like is not None and not any(shares.values()): raise ValueError(f'like={like!r} names no channel with a share; None is for an unrelated one')
+    if like is not None and not any(shares.values()):
+        raise ValueError(f'like={like!r} names no channel with a share; None is for an unrelated one')
     if not -1<r<1: raise ValueError(f'r={r}; expected a correlation between -1 and 1')
     return Akin(torch.tensor([float(shares.get(c, 0)) for c in names]), r if shares else 0.)
 
