@@ -209,7 +209,8 @@ def fold_wide(self:DynamicConv2d, channels):
 @patch
 def extend(self:ChannelAdaptive,
     name:str,  # of the new channel, which comes last
-    like:str,  # the known channel that it is most like
+    like,  # known channels that it is like, or `None`
+    r:float=.95,  # its correlation with them
 )->ChannelAdaptive:
     "One more channel, in place, see `DynamicConv2d.extend`; warns of a module that shared the stem's weight and now keeps the old one"
     for stem in self.stems:
@@ -217,5 +218,5 @@ def extend(self:ChannelAdaptive,
             if m is stem or m is stem.own or m._parameters.get('weight') is not stem.weight: continue
             m.weight = nn.Parameter(stem.weight.detach().clone(), requires_grad=stem.weight.requires_grad)
             warnings.warn(f'{path} shared its weight with the stem, which has one more channel now; it keeps a copy of the old one')
-        stem.extend(name, like)
+        stem.extend(name, like, r)
     return self

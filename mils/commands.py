@@ -96,7 +96,8 @@ def _accuracy_lines(accuracy, names, most=32):
         for size,some in by_size.items():
             top = sorted(some, key=lambda a: a['top1'])
             mean = sum(a['top1'] for a in some)/len(some)
-            yield f'{size:5} channels, {len(some)} sets: top-1 {mean:6.1%}, from {top[0]["top1"]:.1%} ({top[0]["channels"]}) to {top[-1]["top1"]:.1%}'
+            yield f'{size:5} channels, {len(some)} sets: top-1 {mean:6.1%}, '\
+                  f'from {top[0]["top1"]:.1%} ({top[0]["channels"]}) to {top[-1]["top1"]:.1%}'
 
 
 # %% ../nbs/11a_commands.ipynb #10a1f0f1
@@ -106,7 +107,7 @@ def train_network(
     data:str='chroma',  # a folder, a zip, or the name of a data set
     size:int=64,  # pixels of the side; chroma has 32
     classes:str=None,  # labels to keep, such as 0-49; default: all
-    channels:str=None,  # what the network gets to see, in the order in which it takes them: GB or R+NIR; names the channels of files that do not; default: all
+    channels:str=None,  # what the network gets to see, in its order: GB or R+NIR; names channels that files do not name; default: all
     recipe:str='same',  # same, seed or seed-baseline
     set:str='',  # changes to the recipe, such as lr=0.001:bs=64
     epochs:int=10,  # passes over the training images

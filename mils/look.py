@@ -74,7 +74,8 @@ def _range_warnings(t, i):
     elif type=='uint16' and t.low[i]<t.high[i]<=255: yield f'channel {name} has {seen}: 8 bits in a file of 16'
     if t.high[i]-t.low[i]<(high-low)/8 and t.high[i]>t.low[i]:
         yield f'channel {name} has {seen}, and a range from {low:g} to {high:g}: it is nearly one colour; give --range "{name}=percentiles"'
-    if (share := t.outside[i]/max(1, t.values[i]))>.02: yield f'{share:.1%} of the values of channel {name} lie outside its range, {low:g} to {high:g}'
+    share = t.outside[i]/max(1, t.values[i])
+    if share>.02: yield f'{share:.1%} of the values of channel {name} lie outside its range, {low:g} to {high:g}'
 
 # %% ../nbs/01ea_look.ipynb #f786e1b3
 def channel_warnings(

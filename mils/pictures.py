@@ -10,16 +10,14 @@ from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from .core import channel_set,set_name
-from .decode import decode as decode_file,square_rgb
-from .planes import Planes,read_planes,split_planes
-from .ranges import to_pixels
 from .imageset import ImageSet
+from .reading import read_channels,read_picture
 import numpy as np,pandas as pd,torch
-from PIL import Image,ImageOps
+from PIL import Image
 from fastcore.basics import patch
 from fastai.data.transforms import Category,CategoryMap
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage,to_cpu
+from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage
 
 # %% ../nbs/05b_pictures.ipynb #634827b8
 def _mirror(
@@ -117,41 +115,6 @@ def to(self:Pictures, device):
     self._keep()
     return self
 
-# %% ../nbs/05b_pictures.ipynb #bd7a3253
-def read_picture(
-    item,  # a path, the bytes of a file, a PIL image, an array `(height, width, channels)`, or a tensor `(channels, height, width)`
-    size:int,  # pixels
-)->np.ndarray: # `(size, size, channels)` uint8
-    "A picture from wherever it comes; `ValueError` for what is none, and for an array of other channels than RGB that has another size"
-    if isinstance(item, (str,Path)): item = Path(item).read_bytes()
-    if isinstance(item, bytes): return decode_file(item, size)
-    if isinstance(item, torch.Tensor): item = np.moveaxis(to_cpu(item).numpy(), 0, -1)
-    if isinstance(item, np.ndarray):
-        if item.ndim not in (2,3): raise ValueError(f'an array of shape {item.shape} is no picture')
-        if item.dtype.kind=='f': item = (item*255).round().clip(0,255)
-        item = item.astype(np.uint8)
-        if item.shape[:2]==(size,size) and item.ndim==3: return item
-        if item.ndim==3 and item.shape[2]!=3:
-            raise ValueError(f'an array of {item.shape[2]} channels is {item.shape[1]} x {item.shape[0]}; expected {size} x {size}')
-        item = Image.fromarray(item)
-    if not isinstance(item, Image.Image): raise ValueError(f'{item!r:.80} is no picture; expected a path, a PIL image, or an array')
-    return square_rgb(ImageOps.exif_transpose(item), size)
-
-# %% ../nbs/05b_pictures.ipynb #70446e54
-def read_channels(
-    item,  # a path, the bytes of a file, or an array or a tensor of values as files hold them
-    size:int,  # pixels
-    ranges,  # `Ranges` of the set
-    channels,  # those that an array with fewer channels holds
-)->tuple: # `(size, size, channels)` in the order of `ranges`, and which channels are there: `(channels,)` bool
-    "A picture of any channels; `ValueError` for one that does not have them"
-    if isinstance(item, (str,Path)): item = Path(item).read_bytes()
-    if isinstance(item, torch.Tensor): item = to_cpu(item).numpy()
-    if isinstance(item, bytes): planes = read_planes(item)
-    else: planes = Planes(None, split_planes(np.asarray(item)))
-    if planes.names is None and len(planes.data)==len(channels)<len(ranges): planes = Planes(tuple(channels), planes.data)
-    return to_pixels(planes, ranges, size)
-
 # %% ../nbs/05b_pictures.ipynb #f3b3f350
 @patch(as_prop=True)
 def items(self:Pictures)->pd.DataFrame:
@@ -186,7 +149,8 @@ def _foreign(self:Pictures, items):
     if isinstance(items, (str,bytes,Path,Image.Image)): raise ValueError(f'{items!r:.80} is one picture; expected a list of them')
     items = list(items)
     pictures,there = self._read_foreign(items)
-    images = np.stack(pictures) if pictures else np.zeros((0,self.size,self.size,len(self.every)), np.uint8 if self.levels==255 else np.uint16)
+    none = np.zeros((0,self.size,self.size,len(self.every)), np.uint8 if self.levels==255 else np.uint16)
+    images = np.stack(pictures) if pictures else none
     device = self.rows.device
     self.images,self.rows,self.labels = torch.from_numpy(images).to(device),torch.arange(len(images), device=device),None
     self.source,self.numbers = torch.from_numpy(images),torch.arange(len(images))

@@ -149,7 +149,8 @@ def _read_zip(b):
             total = sum(o.file_size for o in z.infolist())
             if total>_most: raise Unreadable(f'{total:,} bytes when unpacked; expected {_most:,} or fewer')
             members = {PurePosixPath(o).stem:read_planes(z.read(o)) for o in z.namelist()}
-    except (zipfile.BadZipFile,NotImplementedError,RuntimeError,EOFError,zipfile.zlib.error) as e: raise Unreadable(f'damaged ({e})') from None
+    except (zipfile.BadZipFile,NotImplementedError,RuntimeError,EOFError,zipfile.zlib.error) as e:
+        raise Unreadable(f'damaged ({e})') from None
     if len(members)==1:
         (name,only), = members.items()
         return only if len(only.data)>1 or name=='arr_0' else Planes((name,), only.data)

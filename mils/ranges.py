@@ -31,7 +31,8 @@ class Ranges:
         for k in ('low','high'): object.__setattr__(self, k, tuple(int(v) if float(v).is_integer() else float(v) for v in getattr(self, k)))
         if not self.stored: object.__setattr__(self, 'stored', self.names)
         for c,a,b in zip(self.names, self.low, self.high):
-            if not (math.isfinite(a) and math.isfinite(b) and a<b): raise ValueError(f'range of channel {c}: {a:g} to {b:g}; expected low before high')
+            if math.isfinite(a) and math.isfinite(b) and a<b: continue
+            raise ValueError(f'range of channel {c}: {a:g} to {b:g}; expected low before high')
 
     @property
     def levels(self)->int: return 2**self.bits-1
@@ -133,8 +134,8 @@ def _named(seen, given):
     if not given or {*given}<={*there}: return there
     given = channel_set(given, given)
     if not _says_little(there): channel_set(given, there)                        # raises: names given and names possible
-    if len(given)!=len(there): raise ValueError(f'{set_name(given)} names {len(given)} channels; the files have {len(there)}: {", ".join(there)}')
-    return given
+    if len(given)==len(there): return given
+    raise ValueError(f'{set_name(given)} names {len(given)} channels; the files have {len(there)}: {", ".join(there)}')
 
 # %% ../nbs/01db_ranges.ipynb #f647708a
 def find_ranges(
@@ -148,7 +149,8 @@ def find_ranges(
     if not seen.named and len({n for _,n in seen.counts})>1:
         counts = ', '.join(str(n) for n in sorted({n for _,n in seen.counts}))
         raise ValueError(f'the files have {counts} channels and do not name them; which are missing, nobody can tell')
-    if len({unnamed for unnamed,_ in seen.counts})>1: raise ValueError(f'some files name their channels ({", ".join(seen.values)}) and others do not')
+    if len({unnamed for unnamed,_ in seen.counts})>1:
+        raise ValueError(f'some files name their channels ({", ".join(seen.values)}) and others do not')
     names,stored = _named(seen, channels),seen.names
     rule,types = parse_rules(rules, names),[seen.types[o] for o in stored]
     values = [np.concatenate(seen.values[o]) for o in stored]

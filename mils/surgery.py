@@ -9,7 +9,7 @@ __all__ = []
 import json,warnings
 from copy import copy,deepcopy
 from .core import channel_set
-from .generators import grow
+from .generators import akin_to,grow
 from .mixing import SetAttention
 from .layer import DynamicConv2d
 import torch
@@ -118,12 +118,13 @@ def _completion(self:DynamicConv2d, rows):
 @patch
 def extend(self:DynamicConv2d,
     name:str,  # of the new channel, which comes last
-    like:str,  # the known channel that it is most like
+    like,  # a known channel that it is like, several with their shares, `{'R': .5, 'G': .5}`, or `None` for an unrelated one
+    r:float=.95,  # its correlation with them
 )->DynamicConv2d:
     "One more channel, in place; what the layer gives on the sets it knew does not change"
-    (j,) = self.rows((like,))
+    akin = akin_to(like, self.channels, r)
     self.channels = channel_set((*self.channels, name), (*self.channels, name))
-    grow(self.weight, self.generator.extend(self.weight.detach(), j))
+    grow(self.weight, self.generator.extend(self.weight.detach(), akin))
     if self.attention: self.attention.extend()
     self.in_channels = len(self.channels)
     if self.own is not None: self.own.in_channels = self.in_channels

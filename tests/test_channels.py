@@ -312,3 +312,26 @@ sys.exit(main(['train','small_cnn:dynamic:generator=keep_frist']))
 '''
     done = subprocess.run([sys.executable,'-W','ignore','-c',run], capture_output=True, text=True)
     assert done.returncode==1 and "did you mean 'keep_first'?" in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize('name', generators)
+@pytest.mark.parametrize('like,r', [('R',.8), ({'R':.5,'G':.5},.8), (None,.8), ('G',-.5)])
+def test_a_new_channel_is_like_one_like_some_or_like_none(name, like, r):
+    "Known sets are served as before; the covariance says what was said"
+    dyn,x = DynamicConv2d(3, 8, 3, 'RGB', STATS, name),torch.randn(2,3,9,9)
+    before = {s:dyn(x[:,:len(s)], channels=s) for s in map(tuple, ('RGB','GB','R'))}
+    assert dyn.extend('NIR', like=like, r=r).channels==('R','G','B','NIR')
+    for s,y in before.items(): assert torch.allclose(dyn(x[:,:len(s)], channels=s), y, atol=1e-5)
+    dyn(torch.randn(2,4,9,9)).sum().backward()
+    if not hasattr(dyn.generator, 'cov'): return
+    cov = dyn.generator.cov().detach()
+    d = cov.diag().sqrt()
+    w = {'R':[1.,0,0], 'G':[0,1.,0]}.get(like) if isinstance(like, str) else [.5,.5,0] if like else None
+    if w is None: assert cov[3,:3].abs().max()<1e-6
+    else:
+        w = torch.tensor(w)
+        assert abs((w@cov[:3,3])/((w@cov[:3,:3]@w).sqrt()*d[3])-r)<1e-4
+
+@pytest.mark.parametrize('kwargs,say', [(dict(like='X'),'possible: R, G, B'), (dict(like='R', r=1.),'between -1 and 1'), (dict(like={}),'unrelated')])
+def test_what_a_new_channel_cannot_be_like(kwargs, say):
+    with pytest.raises(ValueError, match=say): DynamicConv2d(3, 8, 3).extend('NIR', **kwargs)

@@ -40,7 +40,7 @@ def extend(self:Bank, weight, like):
     if isinstance(self.gain, nn.Parameter): grow(self.gain, gain)
     else: self.gain = gain
     self.exact = False
-    return Generator.extend(self, weight, like, weight[:,like:like+1])
+    return Generator.extend(self, weight, like, like.mix(weight, 1)[:,None])
 
 @patch
 def _load_from_state_dict(self:Bank, *args):

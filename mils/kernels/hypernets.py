@@ -28,7 +28,7 @@ class Correction(nn.Module):
         fade = (1-there/self.rows.sum()).clamp(min=0)
         return self.net(torch.cat([rows,cols,mean], 3))[...,0]*self.rows[:,None]*(m*fade)[:,None,:]
     def extend(self, like):
-        grow(self.embed, torch.cat([self.embed, self.embed[like:like+1]]))
+        grow(self.embed, torch.cat([self.embed, like.mix(self.embed)[None]]))
         self.rows = torch.cat([self.rows, self.rows.new_zeros(1)])
 
 # %% ../../nbs/02f_hypernets.ipynb #56991d6a
@@ -41,7 +41,7 @@ class HyperNet(Generator):
     def forward(self, mask): return torch.diag_embed(mask.to(self.correction.embed.dtype))+self.correction(mask)
     def extend(self, weight, like):
         self.correction.extend(like)
-        return super().extend(weight, like, weight[:,like:like+1])
+        return super().extend(weight, like, like.mix(weight, 1)[:,None])
 
 @register_generator(name='corrected')
 class Corrected(Covariance):
