@@ -92,7 +92,7 @@ def test_a_table_sorts(site, chrome):
 def test_search_finds_what_pages_show(site, chrome):
     at,_ = site
     def first(words):
-        box = chrome.find_element('id','search')
+        box = chrome.find_element('id','search-box')
         box.send_keys(Keys.ESCAPE, words)
         status = chrome.find_element('css selector','search [role=status]')
         WebDriverWait(chrome, 20).until(lambda _: 'found' in status.get_attribute('textContent'))
@@ -101,7 +101,7 @@ def test_search_finds_what_pages_show(site, chrome):
     for start in ('index.html','report/task-a.html'):
         chrome.get(f'{at}/{start}')
         chrome.find_element('tag name','body').send_keys('/')
-        assert chrome.execute_script("return document.activeElement.id")=='search'
+        assert chrome.execute_script("return document.activeElement.id")=='search-box'
         assert first('own retention')[0]=='report/task-a.html#what-is-kept-and-of-what'
         assert any(o.startswith('report/task-b.html') for o in first('resnest4'))
         assert any(o.startswith('report/') for o in first('muon'))
