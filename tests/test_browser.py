@@ -5,7 +5,8 @@ from urllib.parse import unquote,urldefrag
 import pytest
 from bs4 import BeautifulSoup
 from mils.live import fetch_npm
-from mils.site import build_site,site_server
+from mils.serve import site_server
+from mils.site import build_site
 
 webdriver = pytest.importorskip('selenium.webdriver')
 from selenium.webdriver.common.keys import Keys
