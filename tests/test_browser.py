@@ -197,7 +197,7 @@ def test_a_picture_of_ones_own(site, chrome, tmp_path):
     session = onnxruntime.InferenceSession(live/'photos.onnx')
     def best(mask):
         z = ((made/255-about['mean'])/about['std']).transpose(2,0,1)[None].astype('float32')
-        return classes[session.run(None, dict(x=z, mask=np.array([mask])))[0].argmax()]
+        return classes[session.run(None, dict(x=z.repeat(3, 0), mask=np.array([mask]*3)))[0][0].argmax()]
     chrome.get(f'{at}/report/live.html')
     state = lambda: chrome.execute_script("return document.getElementById('photos').dataset.state ?? ''")
     wait = lambda s: WebDriverWait(chrome, 60).until(lambda d: state().startswith(s), f'no prediction for {s}')
