@@ -178,9 +178,10 @@ def build_report(
     port:int=8000,  # of this machine
 ):
     "Build the report site and print the path of its first page"
-    from mils.site import build_site,site_server
+    from mils.site import build_site
     build_site(out, execute=not stored)
     if not serve: return
+    from mils.serve import site_server
     with site_server(out, port) as server:
         print(f'http://127.0.0.1:{server.server_port}/report/index.html, until Ctrl-C', flush=True)
         server.serve_forever()

@@ -90,7 +90,8 @@ def _href(page, outs, href):
     own = path.removeprefix(f'{cfg.doc_host}{cfg.doc_baseurl}/')
     if own==path:
         if '://' in path or not path.endswith('.ipynb'): return href
-        src = os.path.normpath(Path(page.src).parent/path).replace(os.sep,'/')
+        near,from_report = (os.path.normpath(Path(at)/path).replace(os.sep,'/') for at in (Path(page.src).parent,'report'))
+        src = near if near in outs else from_report
         if src not in outs: page.unknown.append(href)
         own = outs.get(src, path)
     return page.to(own)+('#'+anchor if anchor else '')

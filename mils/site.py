@@ -7,11 +7,8 @@ __all__ = ['build_site', 'build_readme']
 
 # %% ../nbs/10c_site.ipynb #f984c542
 import base64,json,re,shutil,subprocess,sys,tempfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 import nbformat,yaml
-from bs4 import BeautifulSoup
 from fastcore.basics import first
 from fastcore.xtras import working_directory
 from nbconvert import HTMLExporter,MarkdownExporter
@@ -22,6 +19,7 @@ from pybtex.database import parse_file
 from .marks import change_texts,without_marks
 from .pages import apply_directives,Page,read_page,stage_pages
 from .markup import markdown,references
+from .search import sections
 
 # %% ../nbs/10c_site.ipynb #f5c9e117
 def _matching(pattern, pages):
@@ -71,28 +69,11 @@ def render_page(
                        exclude_output_prompt=True, filters=filters)
     exp.environment.globals.update(page=page, site=site, refs=lambda: references(bib, page.cited))
     page.html,_ = exp.from_notebook_node(page.nb)
-    for _,anchor,_ in page.headings: page.html = page.html.replace(f'<a id="{anchor}"></a>', '')          # a heading of that name is there
+    for _,anchor,_ in page.headings: page.html = page.html.replace(f'<a id="{anchor}"></a>', '')
     if page.unknown:
         unknown = ', '.join(map(repr, dict.fromkeys(page.unknown)))
         raise ValueError(f"nbs/{page.src}: unknown reference {unknown}; labels here: {', '.join(page.labels) or 'none'}")
     return page.html
-
-# %% ../nbs/10c_site.ipynb #9e1c7137
-def _words(html):
-    "Each word of a piece of HTML once, in small letters"
-    found = re.findall(r"[\w.%-]*\w", BeautifulSoup(html, 'html.parser').get_text(' ').lower())
-    return ' '.join(dict.fromkeys(found))
-
-def _sections(page):
-    "What can be found on a page: itself, its sections, and the names that it defines"
-    text = re.sub(r'<(script|style|nav)\b.*?</\1>', ' ', page.html.partition('<main')[2].partition('</main>')[0], flags=re.S)
-    first,*parts = re.split(r'<h[1-4] id="([^"]+)"', text)
-    titles = {anchor:title for _,anchor,title in page.headings}
-    def entry(title, anchor='', text=''): return dict(page=page.title, title=title, href=page.out+anchor, text=text)
-    yield entry(page.title, '', _words(first))
-    for anchor,part in zip(parts[::2], parts[1::2]): yield entry(titles.get(anchor, anchor), '#'+anchor, _words('<h2 '+part))
-    for name in re.findall(r'^(?:def|class) ([a-zA-Z]\w*)', '\n'.join(c.source for c in page.nb.cells if 'anchors' in c.metadata), re.M):
-        yield entry(name, '#'+name.lower())
 
 # %% ../nbs/10c_site.ipynb #c35b87ec
 _copied = '.css','.js','.json','.onnx','.png','.jpg','.svg'          # files that pages load
@@ -112,7 +93,7 @@ def _render_plain(nbs, out):
     files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
     files |= {f'{p.out[:-5]}.png':base64.b64decode(p.figure) for p in pages.values() if p.figure}          # for previews
     order = sorted(pages.values(), key=lambda p: p.src[0].isdigit())                                       # the library comes last
-    files['search.js'] = f'window.SECTIONS = {json.dumps([o for p in order for o in _sections(p)])}'.encode()
+    files['search.js'] = f'window.SECTIONS = {json.dumps([o for p in order for o in sections(p)])}'.encode()
     files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in _copied}
     shutil.rmtree(out, ignore_errors=True)
     for name,data in files.items(): _write(out/name, data)
@@ -170,27 +151,6 @@ def build_site(
     page = first(p for p in (out/'report'/'index.html', out/'index.html', out) if p.exists())
     print(f'the live page needs a server: `mils report --serve`\n{page}')
     return page
-
-# %% ../nbs/10c_site.ipynb #590f87dc
-class Files(SimpleHTTPRequestHandler):
-    "A site's files, at the address that they are published under as well, and its page for what is not found"
-    base = ''
-    def translate_path(self, path): return super().translate_path(path.removeprefix(self.base))
-    def log_message(self, *args): pass
-    def send_error(self, code, *args, **kwargs):
-        page = Path(self.directory)/'404.html'
-        if code!=404 or not page.exists(): return super().send_error(code, *args, **kwargs)
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(page.read_bytes())
-
-def site_server(
-    out,  # a site built here
-    port:int=0,  # 0 takes any that is free
-)->ThreadingHTTPServer:
-    "What answers for a site on this machine, and only there"
-    handler = type('Site', (Files,), dict(base=get_config().doc_baseurl))
-    return ThreadingHTTPServer(('127.0.0.1', port), partial(handler, directory=str(out)))
 
 # %% ../nbs/10c_site.ipynb #7fef9b84
 def build_readme(

@@ -45,9 +45,11 @@ async function look() {
   for (const k of on) for (let j = 0; j < area; j++) x[k * area + j] = (pixels[4 * j + k] / 255 - mean[k]) / std[k]
   draw(given, (k, j) => on.includes(k) ? pixels[4 * j + k] : 0)
   draw(seen, (k, j) => 255 * (mean[k] + std[k] * on.reduce((sum, c) => sum + P[k][c] * x[c * area + j], 0)))
-  const mask = new ort.Tensor('bool', names.map((_, k) => on.includes(k)), [1, 3]), input = new ort.Tensor('float32', x, [1, 3, size, size])
+  const batch = new Float32Array(3 * x.length)                   // the file takes three pictures: the same thrice
+  for (const i of [0, 1, 2]) batch.set(x, i * x.length)
+  const mask = new ort.Tensor('bool', [0, 1, 2].flatMap(() => names.map((_, k) => on.includes(k))), [3, 3]), input = new ort.Tensor('float32', batch, [3, 3, size, size])
   const start = performance.now(), { logits } = await session.run({ x: input, mask }), ms = performance.now() - start
-  const p = softmax([...logits.data]), best = p.map((_, i) => i).sort((a, b) => p[b] - p[a]).slice(0, 5)
+  const p = softmax([...logits.data.slice(0, classes.length)]), best = p.map((_, i) => i).sort((a, b) => p[b] - p[a]).slice(0, 5)
   part('ol').replaceChildren(...best.map(i => {
     const li = document.createElement('li'), bar = document.createElement('meter')
     bar.value = p[i]
