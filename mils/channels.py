@@ -153,7 +153,7 @@ def _sizes(net):
     "Sides of pictures that a network may take"
     cfg = getattr(net, 'default_cfg', None)
     usual = cfg.get('input_size', [])[-1:] if isinstance(cfg, dict) else []
-    return [*usual, 64, 32, 224, 299]
+    return [64, 32, *usual, 224, 299]
 
 @patch
 @torch.no_grad()

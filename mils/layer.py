@@ -121,7 +121,7 @@ def _forward_set(self:DynamicConv2d, x, channels):
 def _complete_set(self:DynamicConv2d, x, rows):
     "The full set from pictures that all hold the channels `rows`, for a convolution that has to be asked itself"
     if self.generator.exact and self.generator.slots==len(rows): return x if rows==sorted(rows) else x[:,[rows.index(i) for i in range(len(rows))]]
-    return mix(x, self.set_matrix(rows).to(x.dtype).expand(len(x), -1, -1))
+    return mix(x, self.set_matrix(rows).to(x.dtype).expand(x.shape[0], -1, -1))
 
 # %% ../nbs/02b_layer.ipynb #37df3195
 @patch
@@ -172,7 +172,7 @@ def forward(self:DynamicConv2d,
     mask:torch.Tensor=None,  # `(batch, channels)` bool in the order of the layer's channels, each sample its own set; what `x` holds elsewhere is never read
 )->torch.Tensor: # `(batch, out_channels, height', width')`
     "Convolve what is there; `ValueError` for an impossible set, a wrong channel count or a sample without a channel"
-    if channels is None and mask is None: channels,mask = self._given(len(x))
+    if channels is None and mask is None: channels,mask = self._given(x.shape[0])
     if mask is None: return self._forward_set(x, self.channels if channels is None else channels)
     if channels is not None: raise ValueError('give channels or mask, not both')
     self._check_mask(x, mask)

@@ -44,7 +44,7 @@ class SetAttention(nn.Module):
         super().__init__()
         self.attention,self.rows,self.n = attention,rows,n
     def forward(self, x):
-        full,mask = x.new_zeros(len(x), self.n, *x.shape[2:]),torch.zeros(len(x), self.n, dtype=torch.bool, device=x.device)
+        full,mask = x.new_zeros(x.shape[0], self.n, *x.shape[2:]),torch.zeros(x.shape[0], self.n, dtype=torch.bool, device=x.device)
         full[:,self.rows],mask[:,self.rows] = x,True
         return x*self.attention(full, mask)[:,self.rows,None,None]
 
