@@ -188,8 +188,15 @@ def _readers(self:ChannelAdaptive, x):
     try: y = self(x, mask=~absent)
     finally:
         for h in hooks: h.remove()
-    self.between = any(o is not x for o in at_stem)
+    self.between = any(o is not x for o in at_stem) or not self._takes_fewer(x[1:2,:1])
     return saw if _has_nan(y) else []
+
+@patch
+def _takes_fewer(self:ChannelAdaptive, x):
+    "Whether pictures of the first channel alone come to the stem: code before it may count channels"
+    try: self(x, channels=self.channels[:1])
+    except Exception: return False
+    return True
 
 # %% ../nbs/02d_channels.ipynb #1d049a1d
 def _find_stem(net, n):

@@ -11,6 +11,7 @@ from pathlib import Path
 from .core import lookup,write_atomic
 from .specs import load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
+import mils.shipping  # noqa: F401   # `mils export`
 
 # %% ../nbs/11b_cli.ipynb #58eea628
 def _out_folder(protocol, out):
