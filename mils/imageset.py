@@ -11,6 +11,7 @@ from dataclasses import dataclass,replace
 from functools import cached_property
 from typing import NamedTuple
 import numpy as np
+from fastcore.basics import patch
 from .core import channel_set,digest,set_name
 from .lists import ClassNames
 from .ranges import Ranges
@@ -81,6 +82,26 @@ def channel_stats(
     "Mean, standard deviation and covariance of the channels over all pixels, intensities in 0..1"
     if there is not None and not there.all(): return _partial_stats(images, there)
     return ChannelStats.from_sums([channel_sums(images[i:i+64]) for i in range(0, len(images), 64)])
+
+# %% ../nbs/01e_imageset.ipynb #ae9cff3d
+@patch
+def correlation(self:ChannelStats,
+    channels,  # their names, for messages
+)->np.ndarray: # `(channels, channels)`
+    "Correlations, zero for a channel that is the same everywhere; `ValueError` for numbers that cannot be a covariance"
+    cov,std,names = np.array(self.cov),np.array(self.std),channel_set(channels, channels)
+    if cov.shape!=(len(names),)*2: raise ValueError(f'statistics of {len(cov)} channels for {len(names)} input channels')
+    bad = [c for c,row,s in zip(names, cov, std) if not np.isfinite([*row,s]).all()]
+    if bad: raise ValueError(f"statistics of channel {', '.join(bad)} are not finite; compute them without pixels that hold no data")
+    constant = ~(std>0)
+    std[constant],cov[constant],cov[:,constant] = 1,0,0
+    cov[constant,constant] = 1
+    corr = cov/std[:,None]/std
+    least = np.linalg.eigvalsh(corr.astype(np.float64)).min()
+    if least<-1e-4: raise ValueError(f'the covariance of {set_name(names)} has a negative eigenvalue ({least:.2g} as correlation), '
+                                     'so it is none; compute it over pixels in which all channels are there, or give no stats')
+    return corr
+
 
 # %% ../nbs/01e_imageset.ipynb #cc1ff748
 @dataclass

@@ -44,7 +44,8 @@ class SetAttention(nn.Module):
         super().__init__()
         self.attention,self.rows,self.n = attention,rows,n
     def forward(self, x):
-        full,mask = x.new_zeros(x.shape[0], self.n, *x.shape[2:]),torch.zeros(x.shape[0], self.n, dtype=torch.bool, device=x.device)
+        n = x.shape[0]
+        full,mask = x.new_zeros(n, self.n, *x.shape[2:]),torch.zeros(n, self.n, dtype=torch.bool, device=x.device)
         full[:,self.rows],mask[:,self.rows] = x,True
         return x*self.attention(full, mask)[:,self.rows,None,None]
 
@@ -55,8 +56,8 @@ def extend(self:ChannelAttention):
     a,b = self.net[0],self.net[2]
     n = b.out_features
     none = a.weight[:,:1]*0
-    a.weight = grow(a.weight, torch.cat([a.weight[:,:n], none, a.weight[:,n:], none], 1))       # means, then which are present
-    b.weight,b.bias = (grow(p, torch.cat([p, p[:1]*0])) for p in (b.weight,b.bias))
+    grow(a.weight, torch.cat([a.weight[:,:n], none, a.weight[:,n:], none], 1))                  # means, then which are present
+    for p in (b.weight,b.bias): grow(p, torch.cat([p, p[:1]*0]))
     a.in_features,b.out_features = 2*n+2,n+1
     self.first = torch.cat([self.first, self.first.new_zeros(1)])
 

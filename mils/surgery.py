@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../nbs/02c_surgery.ipynb #63f43c07
-import warnings
-from copy import deepcopy
+import json,warnings
+from copy import copy,deepcopy
 from .core import channel_set
 from .generators import grow
 from .mixing import SetAttention
@@ -30,7 +30,9 @@ def from_conv(cls:DynamicConv2d,
     stats=None,  # `ChannelStats` of the data; none takes the channels as unrelated
     **kwargs  # generator, attention
 )->DynamicConv2d:
-    "The same convolution, now for every subset of its channels; it shares the weight, see `_take_weight`"
+    "The same convolution, for every subset of its channels, with its very parameters; `TypeError` for a class that cannot be taken over"
+    if not isinstance(conv.weight, nn.Parameter):
+        raise TypeError(f'the weight of {conv} is computed from others, as weight_norm does; remove that parametrisation first')
     res = cls(conv.in_channels, conv.out_channels, conv.kernel_size, channels, stats, stride=conv.stride, padding=conv.padding,
         dilation=conv.dilation, groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
         device=conv.weight.device, dtype=conv.weight.dtype, **kwargs)
@@ -44,25 +46,37 @@ def _take_weight(self:DynamicConv2d, conv):
     spread = self.generator.spread(conv.weight.detach())
     if spread.shape==conv.weight.shape: self.weight = conv.weight
     else: self.weight = nn.Parameter(spread, requires_grad=conv.weight.requires_grad)
+    if self.weight is not conv.weight and conv.weight.grad is not None:
+        warnings.warn('this generator needs a weight of another shape, which is new; an optimiser made before does not train it')
     self.bias = conv.bias
     for part in (self.generator,self.attention):
         if part is not None: part.requires_grad_(conv.weight.requires_grad)
+
 
 # %% ../nbs/02c_surgery.ipynb #1e54889e
 @patch
 def _take_class(self:DynamicConv2d, conv):
     "Let `conv`, of another class, do what it does; `TypeError` where it is not a function of a picture"
-    self.own = _keep_hooks(nn.Module(), deepcopy(conv)).train(conv.training)            # without hooks: these are the layer's now
+    self.own = copy(conv)
+    self.own._parameters,self.own._buffers = {**conv._parameters},{**conv._buffers}
+    _keep_hooks(nn.Module(), self.own).train(conv.training)                             # without hooks: these are the layer's now
     self.own.weight,self.own.bias = self.weight,self.bias
-    with torch.no_grad():
-        side = 2*max(d*(k-1)+1 for d,k in zip(conv.dilation, conv.kernel_size))
-        x = torch.linspace(-1, 1, side**2).view(1, 1, side, side).expand(-1, self.weight.shape[1], -1, -1).to(conv.weight)
-        one,twice = deepcopy(self.own),deepcopy(self.own)
-        twice.weight.mul_(2)
-        bias = 0 if conv.bias is None else conv.bias[:,None,None]
-        try: once,doubled = one(x)-bias,twice(x)-bias
-        except Exception as e: raise TypeError(f'{type(conv).__name__} cannot be converted: {e}') from e
-    self.linear = torch.allclose(doubled, 2*once, rtol=1e-3, atol=1e-5)
+    self.linear = self._is_linear()
+    if not self.linear and self.weight is not conv.weight:
+        raise TypeError(f'{type(conv).__name__} is not linear in its weight, and this generator needs one of another shape')
+
+@patch
+@torch.no_grad()
+def _is_linear(self:DynamicConv2d):
+    "Whether twice the weight gives twice the output"
+    name,bias = type(self.own).__name__,0 if self.bias is None else self.bias[:,None,None]
+    side = 2*max(d*(k-1)+1 for d,k in zip(self.dilation, self.kernel_size))
+    x = torch.linspace(-1, 1, side**2).view(1, 1, side, side).expand(-1, self.weight.shape[1], -1, -1).to(self.weight)
+    twice = deepcopy(self.own)
+    twice.weight.mul_(2)
+    try: once,doubled = self.own(x)-bias,twice(x)-bias
+    except Exception as e: raise TypeError(f'{name} cannot be converted: {e}') from e
+    return torch.allclose(doubled, 2*once, rtol=1e-3, atol=1e-5)
 
 
 # %% ../nbs/02c_surgery.ipynb #74a46011
@@ -109,9 +123,27 @@ def extend(self:DynamicConv2d,
     "One more channel, in place; what the layer gives on the sets it knew does not change"
     (j,) = self.rows((like,))
     self.channels = channel_set((*self.channels, name), (*self.channels, name))
-    if self.weight.grad is not None: warnings.warn('the stem has new parameters now; an optimiser made before does not train them')
-    self.weight = grow(self.weight, self.generator.extend(self.weight.detach(), j))
+    grow(self.weight, self.generator.extend(self.weight.detach(), j))
     if self.attention: self.attention.extend()
     self.in_channels = len(self.channels)
-    if self.own is not None: self.own.in_channels,self.own.weight = self.in_channels,self.weight
+    if self.own is not None: self.own.in_channels = self.in_channels
     return self
+
+
+# %% ../nbs/02c_surgery.ipynb #0ff47977
+@patch
+def get_extra_state(self:DynamicConv2d): return torch.tensor(list(json.dumps(self.channels).encode()), dtype=torch.uint8, device='cpu')
+
+@patch
+def set_extra_state(self:DynamicConv2d, state): "The names are compared, not taken over, see `_load_from_state_dict`"
+
+@patch
+def _load_from_state_dict(self:DynamicConv2d, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+    key = prefix+'_extra_state'
+    names = self.channels
+    if key in state_dict: names = tuple(json.loads(bytes(state_dict[key].tolist())))
+    if names!=self.channels:
+        return error_msgs.append(f'the weights of {prefix[:-1] or "the layer"} are for channels {", ".join(names)}; '
+                                 f'the layer has {", ".join(self.channels)}: make it with channels={names}')
+    nn.Conv2d._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+    if key in missing_keys: missing_keys.remove(key)

@@ -115,7 +115,35 @@ def test_hooks_ties_and_optimisers_are_kept():
     assert len(seen)==2
     new(x).sum().backward()
     opt.step()
-    with pytest.warns(UserWarning, match='optimiser'): new.extend('N', like='R')
+
+@pytest.mark.parametrize('make', [partial(torch.optim.SGD, lr=.1, momentum=.9), torch.optim.Adam, partial(torch.optim.AdamW, fused=True)])
+@pytest.mark.parametrize('generator', ['covariance','per_count','bank','adapter','corrected'])
+def test_an_optimiser_made_before_extend_trains_the_new_stem(make, generator):
+    torch.manual_seed(0)
+    layer = DynamicConv2d(3,4,3,'RGB',STATS,generator,attention=True)
+    opt,kept = make(layer.parameters()),[*layer.parameters()]
+    for names,n in (('RGB',3),('RGBN',4)):
+        if n==4: layer.extend('N', like='R')
+        assert all(a is b for a,b in zip(layer.parameters(), kept))
+        before = layer.weight.detach().clone()
+        for _ in range(2):
+            opt.zero_grad()
+            loss = layer(torch.randn(3,n,9,9), mask=torch.ones(3,n,dtype=torch.bool)).square().sum()+layer(torch.randn(3,1,9,9), channels='R').square().sum()
+            loss.backward()
+            opt.step()
+        assert all(p.grad is not None and p.grad.shape==p.shape for p in kept)
+        assert (layer.weight!=before)[:,-1].all()
+
+def test_a_module_that_shared_the_weight_of_an_extended_stem_is_named():
+    net = small_net()
+    net.twin = nn.Conv2d(3,4,3)
+    net.twin.weight = net[0].weight
+    class Tied(nn.Module):
+        def __init__(self): super().__init__(); self.net = net
+        def forward(self, x): return self.net[:6](x)
+    net = convert(Tied(), stats=STATS)
+    with pytest.warns(UserWarning, match='net.twin shared its weight with the stem'): net.extend('N', like='R')
+    assert net.net.net.twin(pictures()).shape==(7,4,10,10)
 
 # A convolution of another class
 timm = pytest.importorskip('timm')

@@ -37,7 +37,7 @@ def extend(self:Bank, weight, like):
     by_count = self.gain[0]>1
     one = self.gain[-1:].detach()*(self.n/(self.n+1) if by_count else 1)
     gain = torch.cat([self.gain.detach(), one])
-    if isinstance(self.gain, nn.Parameter): self.gain = grow(self.gain, gain)
+    if isinstance(self.gain, nn.Parameter): grow(self.gain, gain)
     else: self.gain = gain
     self.exact = False
     return Generator.extend(self, weight, like, weight[:,like:like+1])
@@ -105,5 +105,5 @@ class Adapter(Generator):
         return mix.gather(2, places)*mask[:,None,:]
     def extend(self, weight, like):
         old,n = self.mix.detach(),self.n
-        self.mix = grow(self.mix, torch.cat([nn.functional.pad(old, (0,1,0,1)), torch.eye(n+1, device=old.device)[None]]))
+        grow(self.mix, torch.cat([nn.functional.pad(old, (0,1,0,1)), torch.eye(n+1, device=old.device)[None]]))
         return super().extend(weight, like)

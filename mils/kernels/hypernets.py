@@ -28,7 +28,7 @@ class Correction(nn.Module):
         fade = (1-there/self.rows.sum()).clamp(min=0)
         return self.net(torch.cat([rows,cols,mean], 3))[...,0]*self.rows[:,None]*(m*fade)[:,None,:]
     def extend(self, like):
-        self.embed = grow(self.embed, torch.cat([self.embed, self.embed[like:like+1]]))
+        grow(self.embed, torch.cat([self.embed, self.embed[like:like+1]]))
         self.rows = torch.cat([self.rows, self.rows.new_zeros(1)])
 
 # %% ../../nbs/02f_hypernets.ipynb #56991d6a
