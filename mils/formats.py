@@ -103,4 +103,6 @@ def reason_of(e):
     while e and e not in chain: chain,e = [*chain,e],e.__cause__ or e.__context__
     text = '\n'.join(str(o) for o in chain)
     if op := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text): return f'there is no ONNX operator for {op[1]}'
-    return str(chain[-1]).strip().split('\n')[0][:300]
+    what = str(chain[-1]).strip().split('\n')[0][:300]
+    if op := re.search(r'Error when translating node .*?target=torch\.ops\.(\w+\.\w+)', text, re.S): return f'{op[1]} is not translated ({what})'
+    return what
