@@ -26,7 +26,8 @@ def _parts(net, x, channels):
     "What is written, its inputs by name, what they are called with in the original, and the channels of `x`"
     whole = deepcopy(net).cpu().eval()
     if channels=='all':
-        if not _is_converted(net): raise ValueError(f'{type(net).__name__} has no stem for channel sets; channels= names what it takes, in its order')
+        if not _is_converted(net):
+            raise ValueError(f'{type(net).__name__} has no stem for channel sets; channels= names what it takes, in its order')
         masks = _masks(len(net.channels))
         return whole,dict(x=x[torch.arange(len(masks))%len(x)], mask=masks),{},net.channels
     held = channel_set(channels, getattr(net, 'channels', channels))

@@ -104,5 +104,5 @@ def reason_of(e):
     text = '\n'.join(str(o) for o in chain)
     if op := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text): return f'there is no ONNX operator for {op[1]}'
     what = str(chain[-1]).strip().split('\n')[0][:300]
-    if op := re.search(r'Error when translating node .*?target=torch\.ops\.(\w+\.\w+)', text, re.S): return f'{op[1]} is not translated ({what})'
-    return what
+    op = re.search(r'Error when translating node .*?target=torch\.ops\.(\w+\.\w+)', text, re.S)
+    return f'{op[1]} is not translated ({what})' if op else what

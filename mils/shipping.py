@@ -57,5 +57,6 @@ def export_run(
     if optimise: net,x = _merged(net, wanted),x[:,[net.channels.index(c) for c in held]]
     done = export(net, path, x, wanted, about)
     size = 'any size' if done['size']=='any' else f"{done['size'][0]} x {done['size'][1]} pixels"
-    print(f"{path}: channels {', '.join(held)}, values 0 to {levels}, {size}; differs from the network by {done['difference']:.1g} of its largest output")
+    print(f"{path}: channels {', '.join(held)}, values 0 to {levels}, {size}; "
+          f"differs from the network by {done['difference']:.1g} of its largest output")
     if int8: _to_int8(path, net, held, data)

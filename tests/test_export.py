@@ -53,7 +53,8 @@ def test_half_precision_runs_or_is_refused(tmp_path):
     net = convert(small_net(), stats=STATS)
     export(net.half(), tmp_path/'half.onnx', pictures(), 'GB')
     assert run(tmp_path/'half.onnx', x=pictures()[:,1:].half()).dtype==torch.float16
-    with pytest.raises(ValueError, match=r'bfloat16.*nearest: export net.float\(\)'): export(net.bfloat16(), tmp_path/'b.onnx', pictures(), 'GB')
+    with pytest.raises(ValueError, match=r'bfloat16.*nearest: export net.float\(\)'):
+        export(net.bfloat16(), tmp_path/'b.onnx', pictures(), 'GB')
     assert not (tmp_path/'b.onnx').exists()
 
 class Spectrum(nn.Module):

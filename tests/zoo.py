@@ -1,4 +1,4 @@
-"""The layer in other people's networks. `python tests/zoo.py` tries those that `results/zoo.csv` does not hold yet, and writes a row for each.
+"""The layer in other people's networks. `python tests/zoo.py` adds what `results/zoo.csv` does not hold yet.
 
 `python tests/zoo.py resnet` tries again those whose names contain a word. Weights are random and nothing is downloaded.
 """
@@ -8,10 +8,10 @@ from importlib.metadata import version
 import mils  # noqa: F401   # before PyTorch, which reads how threads wait when it is loaded
 import numpy as np,pandas as pd,torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 from mils.channels import convert
 from mils.core import write_atomic
 from mils.export import export
+from mils.formats import tensors_of
 from mils.imageset import ChannelStats
 from mils.tables import results_dir
 
@@ -33,20 +33,22 @@ def torchvision_networks():
         extra = dict(init_weights=False) if name in ('googlenet','inception_v3') else {}
         yield name,re.match('[a-z]+', name)[0],make,[(extra,64), (dict(image_size=64),64), (extra,224), (extra,299)]
 
-_sizes = ('test nano atto femto pico zepto xxxs xxs xxtiny xxsmall xt xs tiny t0 s0 b0 a0 micro mini small lite ti t s12 s m0 - m base b large l 3b 1b g gopt '
-          'so400m so150m so150m2 h xl huge giant').split()
+_sizes = ('test nano atto femto pico zepto xxxs xxs xxtiny xxsmall xt xs tiny t0 s0 b0 a0 micro mini small lite ti t s12 s m0 - m base b '
+          'large l 3b 1b g gopt so400m so150m so150m2 h xl huge giant').split()
 def _rank(name):
     "Small members of a family come first, as far as their names tell"
     words = re.split('[_.]', name)
-    return (min((_sizes.index(w) for w in words if w in _sizes), default=_sizes.index('-')), [int(n) for n in re.findall(r'\d+', name)], name)
+    size = min((_sizes.index(w) for w in words if w in _sizes), default=_sizes.index('-'))
+    return size,[int(n) for n in re.findall(r'\d+', name)],name
 
+HUGE = 'deepseek_vit','mobilenetv5'                    # families whose smallest member has hundreds of millions of weights
 def timm_networks():
     "One of each module, and one of each convolution of another class or beside the stem"
     timm = _library('timm')
     if not timm: return
     families = importlib.import_module('timm.models._registry')._module_to_models
     listed = {*timm.list_models()}
-    small = {family:min(listed&{*names}, key=_rank) for family,names in sorted(families.items())}
+    small = {family:min(listed&{*names}, key=_rank) for family,names in sorted(families.items()) if family not in HUGE}
     small |= dict(mobileone='mobileone_s0', repvgg='repvgg_a0', tf_efficientnet='tf_efficientnet_b0', tf_mixnet='tf_mixnet_s')
     for family,name in small.items():
         side = timm.get_pretrained_cfg(name).input_size[-1] if timm.get_pretrained_cfg(name) else 224
@@ -56,8 +58,8 @@ def smp_networks():
     smp = _library('segmentation_models_pytorch')
     if not smp: return
     encoders = 'resnet18','mobileone_s0','timm-efficientnet-b0','mit_b0','vgg11','densenet121','mobilenet_v2','dpn68','tu-convnext_atto'
-    kinds = [(a,'resnet18') for a in smp.MODEL_ARCHITECTURES_MAPPING if a!='dpt']+[('unet',e) for e in encoders[1:]]+[('dpt','tu-vit_tiny_patch16_224')]
-    for kind,encoder in kinds:
+    kinds = [(a,'resnet18') for a in smp.MODEL_ARCHITECTURES_MAPPING if a!='dpt']
+    for kind,encoder in (*kinds, *(('unet',e) for e in encoders[1:]), ('dpt','tu-vit_tiny_patch16_224')):
         yield f'{kind}/{encoder}',kind,partial(smp.create_model, kind, encoder, encoder_weights=None, classes=3),[({},64), ({},224)]
 
 def transformers_networks():
@@ -71,14 +73,15 @@ def transformers_networks():
         for cls in ([classes] if isinstance(classes, str) else classes):
             yield cls,kind,partial(make, kind, cls),[(dict(layers=2),64), ({},64), (dict(layers=2),224), ({},224)]
 
-LIBRARIES = dict(torchvision=torchvision_networks, timm=timm_networks, segmentation_models_pytorch=smp_networks, transformers=transformers_networks)
+LIBRARIES = dict(torchvision=torchvision_networks, timm=timm_networks, segmentation_models_pytorch=smp_networks,
+                 transformers=transformers_networks)
 def networks():
     "Library, name, family, how to make it, and what to try"
     for library,each in LIBRARIES.items():
         for row in each(): yield library,*row
 
 # What a network gives, and whether two answers are the same
-def numbers(y): return [t for t in tree_leaves(dict(y) if hasattr(y, 'items') else y) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+def numbers(y): return [t for t in tensors_of(y) if t.is_floating_point()]
 def far(got, want, tol=TOLERANCE):
     "The largest difference as a share of the largest output where it is above the tolerance, or a word for what else is wrong"
     got,want = numbers(got),numbers(want)
@@ -92,7 +95,7 @@ def rows_of(y, i): return [t[i:i+1] for t in numbers(y)]
 def places(s): return ['RGB'.index(c) for c in s]
 def words(e): return ' '.join(str(e).split())[:300] or type(e).__name__
 
-GIANTS = 'deepseek_vit_412m','mobilenetv5_300m','regnet_y_128gf','regnet_y_32gf','vit_h_14','vit_l_16','vit_l_32','convnext_large'          # made in half the memory
+GIANTS = 'regnet_y_128gf','regnet_y_32gf','vit_h_14','vit_l_16','vit_l_32','convnext_large'          # made in half the memory
 def made(name, make, tries):
     "A network that takes pictures of a size, and that size; the last error where none does"
     for options,side in tries:
@@ -151,7 +154,8 @@ def check_kept(o):
 @torch.no_grad()
 def row(library, name, family, make, tries):
     "What holds for a network: `pass`, or `refused` with the reason, or `fault`"
-    r = dict(library=library, model=name, family=family, version=version(library.replace('_','-')), size=0, parameters=0, **dict.fromkeys(CHECKS, ''), reason='')
+    about = dict(library=library, model=name, family=family, version=version(library.replace('_','-')), size=0, parameters=0)
+    r = {**about, **dict.fromkeys(CHECKS, ''), 'reason':''}
     try: net,r['size'] = made(name, make, tries)
     except Exception as e: return {**r, 'reason':f'not made: {words(e)}'}
     r['parameters'] = sum(p.numel() for p in net.parameters())
@@ -168,9 +172,9 @@ def row(library, name, family, make, tries):
     return r
 
 # Exported, which takes longest: some of each kind
-EXPORTED = set("""squeezenet1_1 resnet18 alexnet mobilenet_v3_small shufflenet_v2_x0_5 mnasnet0_5 regnet_x_400mf vit_b_32 efficientnet_b0 convnext_tiny swin_t
-    test_byobnet test_convnext test_efficientnet test_resnet test_vit test_nfnet test_coatnet test_mambaout test_vit_relpos mobileone_s0 repvgg_a0
-    repghostnet_050 efficientvit_b0 levit_128 fastvit_s12 tf_efficientnet_b0 xcit_nano_12_p8_224 unet/resnet18 fpn/resnet18 linknet/resnet18
+EXPORTED = set("""squeezenet1_1 resnet18 alexnet mobilenet_v3_small shufflenet_v2_x0_5 mnasnet0_5 regnet_x_400mf vit_b_32
+    efficientnet_b0 convnext_tiny swin_t test_byobnet test_convnext test_efficientnet test_resnet test_vit test_nfnet test_coatnet test_mambaout test_vit_relpos
+    mobileone_s0 repvgg_a0 repghostnet_050 efficientvit_b0 levit_128 fastvit_s12 tf_efficientnet_b0 xcit_nano_12_p8_224 unet/resnet18 fpn/resnet18 linknet/resnet18
     deeplabv3plus/resnet18 unet/mobileone_s0 ViTForImageClassification ResNetForImageClassification ConvNextForImageClassification
     SegformerForImageClassification""".split())
 
@@ -178,7 +182,8 @@ def add_export(r, make, tries):
     "Whether the fold for GB runs in onnxruntime, for pictures of any size or of this one"
     try:
         net,side = made(r['model'], make, tries)
-        with tempfile.TemporaryDirectory() as tmp: done = export(convert(net, stats=STATS), f'{tmp}/net.onnx', torch.randn(2,3,side,side), 'GB')
+        with tempfile.TemporaryDirectory() as tmp:
+            done = export(convert(net, stats=STATS), f'{tmp}/net.onnx', torch.randn(2,3,side,side), 'GB')
         r['exports'] = 'any size' if done['size']=='any' else 'one size'
         if done['why']: r['reason'] = r['reason'] or f'exports: one size, for {done["why"]}'
     except (ValueError,ImportError) as e: r['exports'],r['reason'] = 'refused',r['reason'] or f'exports: {words(e)}'
