@@ -12,6 +12,7 @@ from .core import lookup,write_atomic
 from .ranges import Ranges
 from .specs import at_least,load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
+import mils.shipping  # noqa: F401   # `mils export`
 
 # %% ../nbs/11b_cli.ipynb #58eea628
 def _out_folder(protocol, out, record, runs='runs'):

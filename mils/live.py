@@ -6,12 +6,12 @@
 __all__ = ['write_live']
 
 # %% ../nbs/10_live.ipynb #80919caf
-import base64,io,json,logging,shutil,subprocess,tarfile,tempfile,warnings
-from contextlib import contextmanager
+import base64,io,json,shutil,subprocess,tarfile,tempfile
 from pathlib import Path
-from .core import channel_set,channel_sets,set_name,write_atomic
+from .core import channel_sets,set_name,write_atomic
 from .chroma import chroma
 from .channels import ChannelAdaptive
+from .export import export
 from .config import Config
 from .learner import get_learner
 from .prediction import predict_sets
@@ -29,46 +29,14 @@ def live_net(
     learn.fit(epochs)
     return learn.model.eval()
 
-# %% ../nbs/10_live.ipynb #b5c5894a
-@contextmanager
-def _quiet():
-    "Without warnings, and without log lines below an error"
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally: logging.disable(level)
-
-def _describe(path, channels):
-    "Name the channels in a file, and take the exporter's stack traces out"
-    import onnx
-    m = onnx.load(path)
-    for o in (*m.graph.node, *m.graph.value_info, *m.graph.input, *m.graph.output, *m.graph.initializer):
-        o.ClearField('metadata_props')
-        o.ClearField('doc_string')
-    onnx.helper.set_model_props(m, {'channels': json.dumps(channels)})
-    onnx.save(m, path)
-
-# %% ../nbs/10_live.ipynb #b0a31afb
-def write_onnx(
-    net:ChannelAdaptive,
-    path,  # of the file to write
-    size:int,  # pixels of the side
-    channels=None,  # fold for this channel set, in this order; by default the network keeps its mask
-):
-    "A network as ONNX, for batches of any size; its metadata `channels` names the channels of `x` in their order, as JSON"
-    held = channel_set(channels or net.channels, net.channels)
-    n = len(held)
-    x,batch = torch.randn(3, n, size, size),torch.export.Dim('batch', min=1, max=256)
-    if channels: model,args,names,shapes = net.fold(channels).fuse(),(x,),['x'],({0:batch},)
-    else: model,args,names,shapes = net,(x,torch.ones(3, n, dtype=torch.bool)),['x','mask'],dict(x={0:batch}, mask={0:batch})
-    with _quiet():
-        onnx = torch.onnx.export(model.eval(), args, dynamic_shapes=shapes, dynamo=True,
-                                 input_names=names, output_names=['logits'], verbose=False)
-        onnx.save(path)
-    _describe(path, held)
+# %% ../nbs/10_live.ipynb #5dc646c0
+def _write_networks(net, out, size):
+    "The network with its mask, and for each channel set as it is deployed"
+    x = torch.randn(2, len(net.channels), size, size)
+    export(net, out/'mask.onnx', x)
+    for s in channel_sets(net.channels):
+        rows = [net.channels.index(c) for c in s]
+        export(net.fold(s).fuse(), out/f'{set_name(s)}.onnx', x[:,rows], s)
 
 # %% ../nbs/10_live.ipynb #40fb90ff
 def _png(a):
@@ -89,8 +57,7 @@ def write_live(
     out,ds = Path(out),ds or chroma()
     out.mkdir(parents=True, exist_ok=True)
     net,stats = net or live_net(ds, epochs),ds.stats
-    write_onnx(net, out/'mask.onnx', ds.size)
-    for s in channel_sets(net.channels): write_onnx(net, out/f'{set_name(s)}.onnx', ds.size, s)
+    _write_networks(net, out, ds.size)
     preds = predict_sets(net, ds)
     accuracy = (preds['rank']<1).groupby(preds.channels).mean()
     test = ds.splits['test']

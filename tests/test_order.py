@@ -13,7 +13,7 @@ from mils.config import Config
 from mils.learner import get_learner
 from mils.weights import load_classifier,save_classifier
 from mils.prediction import predict,predict_sets
-from mils.live import write_onnx
+from mils.export import export
 
 @pytest.fixture(scope='module')
 def ds(): return chroma(256, 40, 60)
@@ -58,7 +58,7 @@ def test_an_exported_file_lists_its_channels_in_order(ds, tmp_path):
     net = create_model('strict3', 3, dynamic=True, stats=ds.stats, size=64, width=.1).eval()
     x = torch.randn(2,3,64,64)
     for s in ('GB','BG'):
-        write_onnx(net, tmp_path/f'{s}.onnx', 64, s)
+        export(net, tmp_path/f'{s}.onnx', x, s)
         names = {p.key:p.value for p in onnx.load(tmp_path/f'{s}.onnx').metadata_props}
         assert json.loads(names['channels'])==list(s)
         xs = x[:,['RGB'.index(c) for c in s]]
@@ -98,8 +98,9 @@ def test_longer_names_from_a_config_to_an_exported_file(ds, tmp_path):
     own = convert(resnet18(), 'R+NIR+B').extend('SWIR 1', like='NIR')
     with torch.inference_mode(): own.eval()(torch.randn(2,2,64,64), channels='SWIR 1+R')
     onnx = pytest.importorskip('onnx')
-    write_onnx(net.net.cpu(), tmp_path/'net.onnx', 64, 'NIR+B')
-    assert json.loads(onnx.load(tmp_path/'net.onnx').metadata_props[0].value)==['NIR','B']
+    export(net.net, tmp_path/'net.onnx', torch.randn(2,3,64,64), 'NIR+B')
+    names = {p.key:p.value for p in onnx.load(tmp_path/'net.onnx').metadata_props}
+    assert json.loads(names['channels'])==['NIR','B']
 
 def test_the_command_line_takes_longer_names(ds, tmp_path, monkeypatch, capsys):
     import mils.commands
