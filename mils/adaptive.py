@@ -31,8 +31,9 @@ class ChannelAdaptive(nn.Module):
         stem:str,  # the path of that module in `net`
     ):
         super().__init__()
-        self.net,self.path,self.takes = net,stem,_takes(net)
+        self.path,self.takes,self.training = stem,_takes(net),net.training
         self.between,self.places = None,None                            # see `try_with`
+        self.net = net
         for m in self.stems: m.wrapped = True
 
     def __getattr__(self, name):
@@ -40,6 +41,11 @@ class ChannelAdaptive(nn.Module):
         except AttributeError:
             if 'net' not in self.__dict__.get('_modules', {}): raise
         return getattr(self.net, name)
+
+    def __setattr__(self, name, value):
+        net = self.__dict__.get('_modules', {}).get('net')
+        if name=='net' or name in self.__dict__ or hasattr(type(self), name) or not hasattr(net, name): super().__setattr__(name, value)
+        else: setattr(net, name, value)
 
     @property
     def stems(self)->list: return [m for m in self.net.modules() if isinstance(m, DynamicConv2d)]
@@ -171,7 +177,7 @@ class Widened(nn.Module):
     "A network for one channel set, whose first steps want all channels"
     def __init__(self, net, rows, n):
         super().__init__()
-        self.net,self.rows,self.n = net,rows,n
+        self.net,self.rows,self.n,self.training = net,rows,n,net.training
     def forward(self, *args, **kwargs):
         args,kwargs = widen(self.rows, self.n, args, kwargs)
         return self.net(*args, **kwargs)

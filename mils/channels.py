@@ -32,11 +32,17 @@ def _same(a, b, tol=1e-3):
     return all(torch.allclose(s, t, rtol=tol, atol=tol*s.nan_to_num(0,0,0).abs().max().item() if s.numel() else 0, equal_nan=True)
                for s,t in zip(a, b))
 
+def _gpus(net): return [*{p.device for p in net.parameters() if p.is_cuda}]
+
+def _seed(net):
+    "Only what is put back: `torch.manual_seed` reaches GPUs that are not yet in use"
+    for g in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in _gpus(net))): g.manual_seed(0)
+
 @contextmanager
 def _on_trial(net):
     training,buffers = {m:m.training for m in net.modules()},[(b,b.clone()) for b in net.buffers()]
     try:
-        with torch.no_grad(),torch.random.fork_rng([]): yield net.eval()
+        with torch.no_grad(),torch.random.fork_rng(_gpus(net)): yield net.eval()
     finally:
         for m,mode in training.items(): m.training = mode
         for b,before in buffers:
@@ -44,33 +50,50 @@ def _on_trial(net):
 
 
 # %% ../nbs/02d_channels.ipynb #dd53eba7
+def _count_pictures(args, kwargs):
+    "How many pictures the arguments hold in batches of one length, otherwise 0"
+    counts = set()
+    for o in (*args, *kwargs.values()): on_pictures(lambda x: counts.add(len(x) if x.ndim==4 else 0), o)
+    return counts.pop() if len(counts)==1 else 0
+
 @patch
-def _outcome(self:ChannelAdaptive, channels, args, kwargs, fill=None, saw=None):
-    "What comes out for a set: from pictures of its channels alone, or with `fill` in the others; `saw` gets modules that meet NaN"
-    rows,n = self.stem.rows(channels),len(self.channels)
-    absent = [i for i in range(n) if i not in rows]
+def _outcome(self:ChannelAdaptive, sets, args, kwargs, fill=None, saw=None):
+    "What comes out for a set, or for one of the first picture and one of the others; absent channels hold `fill`; `saw` gets who meets NaN"
+    n,mixed = len(self.channels),len(sets)>1
+    there = torch.cat([self.stem.one_mask(s) for s in sets])
+    def present(k): return there[torch.arange(k).clamp(max=1)] if mixed else there[0]
     def change(x):
         if x.shape[-3]!=n or not x.is_floating_point(): return x
-        if fill is None: return x[...,rows,:,:]
-        x = x.clone()
-        x[...,absent,:,:] = fill
-        return x
+        if fill is None: return x[...,self.stem.rows(sets[0]),:,:]
+        return torch.where(present(len(x))[...,None,None], x, fill)
     def watch(m, args, kwargs):
         for x in (o for o in (*args,*kwargs.values()) if isinstance(o, torch.Tensor) and o.isnan().any()):
-            first = x.ndim==4 and x.shape[1]==n and not x[:,rows].isnan().any()
+            first = x.ndim==4 and x.shape[1]==n and not (x.isnan()&present(len(x))[...,None,None]).any()
             saw[m] = saw.get(m, True) and first
     inside = {m for stem in self.stems for m in stem.modules()}
     leaves = [m for m in self.net.modules() if saw is not None and m not in inside and not [*m.children()]]
     hooks = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in leaves]
-    torch.manual_seed(0)
+    _seed(self)
+    call = dict(mask=present(_count_pictures(args, kwargs))) if mixed else dict(channels=sets[0], wide=fill is not None)
     try:
-        with self.using(channels, wide=fill is not None):
+        with self.using(**call):
             return _tensors(self.net(*(on_pictures(change, o) for o in args), **{k:on_pictures(change, o) for k,o in kwargs.items()}))
     finally:
         for h in hooks: h.remove()
 
 
 # %% ../nbs/02d_channels.ipynb #5b2374a7
+@patch
+def _leaks(self:ChannelAdaptive, sets, args, kwargs, saw):
+    "What comes out where absent channels hold a number; `saw` gets modules that meet NaN there, if it comes through"
+    clean,seen = self._outcome(sets, args, kwargs, .7),{}
+    try: leaks = not _same(clean, self._outcome(sets, args, kwargs, torch.nan, seen))
+    except Exception: leaks = True
+    if leaks and self.training: leaks = _same(clean, self._outcome(sets, args, kwargs, .7))       # otherwise it draws lots of its own
+    if leaks or not any(t.numel() for t in clean): saw |= seen
+    if leaks and not seen: saw[self.net] = False
+    return clean
+
 @patch
 def try_with(self:ChannelAdaptive,
     *args,  # that the network takes, with a picture of all channels among them
@@ -81,15 +104,14 @@ def try_with(self:ChannelAdaptive,
     first,rest = self.channels[:1],self.channels[:0:-1]
     saw = {}
     with _on_trial(self):
-        for s in (first, rest):
-            clean = self._outcome(s, args, kwargs, 0.)
-            seen = {}
-            try: leaks = not _same(clean, self._outcome(s, args, kwargs, torch.nan, seen))
-            except Exception: leaks = True
-            if leaks or not any(t.numel() for t in clean): saw |= seen
-            if leaks and not seen: saw[self.net] = False
-        try: self.between = not _same(clean, self._outcome(rest, args, kwargs))
+        clean = [self._leaks([s], args, kwargs, saw) for s in (first, rest)]
+        try: self.between = not _same(clean[1], self._outcome([rest], args, kwargs))
         except Exception: self.between = True
+        for mode in (True,False):
+            try:
+                self.train(mode)._leaks([first,rest], args, kwargs, saw)
+                break
+            except Exception: pass                                    # a network that cannot do it will say so when it is asked to
     for stem in self.stems: stem.had_sets,stem.wrapped = False,True
     self.places = None if saw else self._ways()
     return saw
@@ -109,6 +131,7 @@ def _find_stem(net, n):
     path,conv = next(((k,m) for k,m in net.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), (None,None))
     if conv is None: raise ValueError(f'{name} has no convolution')
     if not path: raise ValueError('a convolution alone is no network; use DynamicConv2d.from_conv')
+    if isinstance(conv, DynamicConv2d): raise ValueError(f'the first convolution of {name}, {path}, serves every channel set already')
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f'the first convolution of {name}, {path}, is a {type(conv).__name__}; only an nn.Conv2d can be converted')
     if conv.in_channels!=n: raise ValueError(f'the first convolution of {name}, {path}, takes {conv.in_channels} channels, not {n}')
@@ -128,7 +151,7 @@ def _try_sizes(self:ChannelAdaptive):
     weight,name = self.stem.weight,type(self.net).__name__
     for size in _sizes(self.net):
         g = torch.Generator().manual_seed(size)
-        x = torch.rand(1, len(self.channels), size, size, generator=g).to(weight)
+        x = torch.rand(2, len(self.channels), size, size, generator=g).to(weight)
         try: return self.try_with(x)
         except NotTaken: raise ValueError(f'the stem {self.path}, the first convolution of {name}, is not reached by the picture') from None
         except Exception as e: why = e

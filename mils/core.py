@@ -23,6 +23,7 @@ def channel_set(
     names='RGB',  # every channel there is, written likewise
 )->tuple: # the names, in the order of `channels`
     "Check a channel set; `ValueError` for an unknown, repeated or missing channel"
+    if isinstance(channels, (set,frozenset)): raise ValueError(f'{channels!r} has no order; write the names in the order of x')
     got,known = _names(channels),_names(names)
     if bad := [c for c in known if not isinstance(c, str) or not c or set(c)&set('+,')]:
         raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, no + and no comma")

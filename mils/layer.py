@@ -98,7 +98,17 @@ def _forward_set(self:DynamicConv2d, x, channels):
                          f'all of {set_name(self.channels)} or name the set: forward(x, channels=...)')
     if self.attention: x = SetAttention(self.attention, rows, len(self.channels))(x)
     if self.own is None: return self._conv_forward(x, self._in_graph(self.kernel(channels)), self.bias)
-    return self.own(self._in_graph(self._complete_set(x, rows)))
+    return self._by_own(self._in_graph(self._complete_set(x, rows)))
+
+@patch
+def _by_own(self:DynamicConv2d, x):
+    "The convolution of another class, which has the weight of the layer, whatever became of it since"
+    if not torch.compiler.is_compiling() and self.own.weight is not self.weight:
+        if 'weight' not in self._parameters:
+            raise RuntimeError(f'the weight of this {type(self.own).__name__} is computed from others now, as weight_norm and pruning do; '
+                               'make that permanent before the stem is converted')
+        self.own._parameters.update(weight=self.weight, bias=self.bias)
+    return self.own(x)
 
 @patch
 def _complete_set(self:DynamicConv2d, x, rows):
@@ -111,7 +121,7 @@ def _complete_set(self:DynamicConv2d, x, rows):
 @patch
 def _complete(self:DynamicConv2d, x, mask):
     "What stands in for the full set"
-    P = self.generator(mask)
+    P = self.generator(mask)*mask[:,None,:]                                                # whatever a generator says of absent channels
     if not runs_now(mask): P = P+torch.where(mask.any(1), 0, torch.nan)[:,None,None]      # nothing can be raised there
     if not self.attention: return mix_present(x, mask, P.to(x.dtype))
     x = torch.where(mask[:,:,None,None], x, 0)
@@ -169,7 +179,7 @@ def forward(self:DynamicConv2d,
     if channels is not None: raise ValueError('give channels or mask, not both')
     self._check_mask(x, mask)
     x = self._complete(x, mask)
-    if self.own is not None: return self.own(x)
+    if self.own is not None: return self._by_own(x)
     return self._conv_forward(x, self.weight, self.bias)
 
 

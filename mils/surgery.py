@@ -133,7 +133,7 @@ def extend(self:DynamicConv2d,
 
 # %% ../nbs/02c_surgery.ipynb #0ff47977
 @patch
-def get_extra_state(self:DynamicConv2d): return torch.tensor(list(json.dumps(self.channels).encode()), dtype=torch.uint8, device='cpu')
+def get_extra_state(self:DynamicConv2d): return torch.tensor(list(json.dumps(self.channels).encode()), dtype=torch.int16, device='cpu')
 
 @patch
 def set_extra_state(self:DynamicConv2d, state): "The names are compared, not taken over, see `_load_from_state_dict`"
@@ -142,7 +142,7 @@ def set_extra_state(self:DynamicConv2d, state): "The names are compared, not tak
 def _load_from_state_dict(self:DynamicConv2d, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
     key = prefix+'_extra_state'
     names = self.channels
-    if key in state_dict: names = tuple(json.loads(bytes(state_dict[key].tolist())))
+    if key in state_dict: names = tuple(json.loads(bytes(state_dict[key].round().int().tolist())))     # also of states halved or averaged
     if names!=self.channels:
         return error_msgs.append(f'the weights of {prefix[:-1] or "the layer"} are for channels {", ".join(names)}; '
                                  f'the layer has {", ".join(self.channels)}: make it with channels={names}')

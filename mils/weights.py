@@ -177,7 +177,8 @@ def load_classifier(
         raise ValueError(f'{path} is from before networks knew how to normalise their input; it has to be trained again')
     cfg,classes,size = Config(**meta['config']),meta['classes'],meta['size']
     net = create_network(cfg, len(classes), size)
-    net.load_state_dict(tensors)
+    try: net.load_state_dict(tensors)
+    except RuntimeError as e: raise ValueError(f'{path} holds weights of another network: {e}') from None
     stats = ChannelStats(**{k:np.array(v) for k,v in meta['stats'].items()})
     ranges = Ranges(**meta['ranges']) if 'ranges' in meta else None
     return Classifier(net, cfg.channels, stats, classes, size, cfg, meta['origin'], ranges).eval()

@@ -453,3 +453,99 @@ def test_fifteen_compiled_sets_are_told_to_use_the_mask():
         masks = torch.tensor([[c in s for c in 'RGBN'] for s in sets])
         for i in range(15): assert_close(g(x[:2], masks[[i,i]]), net(x[:2], masks[[i,i]]))
     assert count.frame_count==1
+
+# A trial finds what it would take luck to see
+class Reads(nn.Module):
+    "A stem, and a second way for the picture"
+    def __init__(self, how): super().__init__(); self.conv,self.aux,self.how = nn.Conv2d(3,4,3),nn.Conv2d(3,4,1,groups=1),how
+    def forward(self, x):
+        if self.how=='exchanged': return self.conv(x.flip(0)).mean((2,3)).flip(0)
+        y = self.conv(x.nan_to_num() if self.how=='no nan' else x).mean((2,3))
+        if self.how=='no nan': return y+x.nan_to_num().mean((1,2,3))[:,None]
+        if self.how=='sign': return y+(x>0).float().mean((1,2,3))[:,None]
+        if self.how=='training' and self.training: return y+x.mean((1,2,3))[:,None]
+        return y
+
+@pytest.mark.parametrize('how', ['exchanged','no nan','sign','training'])
+def test_a_second_reader_that_hides_is_found(how):
+    with pytest.raises(ValueError, match='Reads reads the picture besides its stem conv'): convert(Reads(how))
+    with pytest.raises(ValueError, match='besides its stem conv'): convert(Reads(how), example=pictures())
+
+def test_a_convolution_that_reads_in_training_only_is_converted():
+    class Aux(nn.Module):
+        def __init__(self): super().__init__(); self.conv,self.aux = nn.Conv2d(3,4,3),nn.Conv2d(3,4,1)
+        def forward(self, x): return self.conv(x).mean((2,3))+(self.aux(x).mean((2,3)) if self.training else 0)
+    net = convert(Aux().eval(), stats=STATS).train()
+    assert len(net.stems)==2 and clean(net(dirty(pictures()), MASK))
+
+def test_a_network_that_draws_lots_of_its_own_is_converted():
+    import random
+    class Lots(Reads):
+        def forward(self, x): return super().forward(x)+(random.random() if self.training else 0)
+    assert clean(convert(Lots('')).train()(dirty(pictures()), MASK))
+
+def test_a_trial_does_not_seed_gpus(monkeypatch):
+    def seeded(seed): raise AssertionError('GPUs were seeded')
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded)
+    convert(small_net(), stats=STATS)
+
+def test_a_network_is_not_converted_twice():
+    with pytest.raises(ValueError, match='net.0, serves every channel set already'): convert(convert(small_net()))
+
+def test_a_generator_that_says_something_of_absent_channels_is_not_believed(monkeypatch):
+    from mils.generators import Generator,generators
+    class Careless(Generator):
+        def forward(self, mask): return torch.eye(self.n).expand(len(mask), -1, -1)
+    monkeypatch.setitem(generators, 'careless', Careless)
+    net,x = convert(small_net(), generator='careless'),pictures()
+    y = net(dirty(x, 5.), MASK)
+    assert_same(y, net(dirty(x, 0.), MASK))
+    assert_close(y[3:4], net(x[3:4,1:], channels='GB'))
+
+# The wrapper is the network
+def test_a_new_head_is_the_networks():
+    class Headed(nn.Module):
+        def __init__(self): super().__init__(); self.conv,self.fc,self.classes = nn.Conv2d(3,4,3),nn.Linear(4,2),2
+        def forward(self, x): return self.fc(self.conv(x).mean((2,3)))
+    net,x = convert(Headed()),pictures()
+    net.fc,net.classes = nn.Linear(4,9),9
+    assert net(x).shape==net.fold('GB')(x[:,1:]).shape==(7,9) and net.net.fc is net.fc and net.net.classes==9
+    assert not hasattr(net, 'novel') and len([*net.parameters()])==5
+    net.novel = 1
+    assert net.novel==1 and not hasattr(net.net, 'novel')
+    net.set_submodule('fc', nn.Linear(4,3))
+    assert net(x).shape==(7,3)
+
+@pytest.mark.parametrize('mode', [False,True])
+def test_the_wrapper_is_in_the_mode_of_its_network(mode):
+    net = convert(Inside().train(mode))
+    assert net.training==net.stem.training==net.fold('GB').training==mode
+
+# The weight of a stem of another class is one weight, whatever becomes of it
+def same_padded():
+    net = small_net()
+    net[0] = Conv2dSame(3,4,3)
+    return convert(net, stats=STATS)
+def loaded(net): net.load_state_dict({k:v*1 for k,v in net.state_dict().items()}, assign=True)
+def emptied(net):
+    state = copy.deepcopy(net.state_dict())
+    net.to('meta').to_empty(device='cpu').load_state_dict(state)
+def given(net): net.stem.weight = nn.Parameter(net.stem.weight.detach()*2)
+
+@pytest.mark.parametrize('change', [loaded, emptied, given])
+def test_a_stem_of_another_class_keeps_one_weight(change):
+    net,x = same_padded(),pictures()
+    change(net)
+    net(x).sum().backward()
+    assert net.stem.own.weight is net.stem.weight and net.stem.weight.grad is not None
+    with torch.no_grad():
+        net.stem.weight.mul_(3)
+        assert_close(net.fold('BG')(x[:,[2,1]]), net(x[:,1:], channels='GB'))
+        assert_close(net.fold('RGB')(x), net(x))
+
+def test_a_computed_weight_is_refused_after_conversion():
+    from torch.nn.utils import prune
+    for change in (nn.utils.parametrizations.weight_norm, lambda m: prune.random_unstructured(m, 'weight', .5)):
+        net = same_padded()
+        change(net.stem)
+        with pytest.raises(RuntimeError, match='weight of this Conv2dSame is computed from others now'): net(pictures())
