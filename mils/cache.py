@@ -6,69 +6,21 @@
 __all__ = ['cached']
 
 # %% ../nbs/01i_cache.ipynb #5cb16a2d
-import errno,json,os,shutil,sys,xxhash,zlib
+import errno,json,shutil,sys
 from dataclasses import asdict
-from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from .core import digest,progress,set_name,write_atomic
+from .core import set_name,write_atomic
 from .names import as_text,SPLITS
 from .manifest import Manifest
-from .decode import decode,threads,Unreadable
+from .decode import decode,Unreadable
 from .planes import read_planes
 from .ranges import Ranges,to_pixels
 from .survey import set_ranges
 from .imageset import ImageSet
 from .unusable import bad_rows,BadImages,missing_files,read_image
 from .disk import cache_home,locked,writing
+from .content import checksums,hash_of,pixel_key
 from .pixels import Pixels
-
-# %% ../nbs/01i_cache.ipynb #16041de6
-def _file_crc(m, i):
-    "CRC-32 of the file of a row; -1 where it cannot be read, which decoding will then explain"
-    try: return zlib.crc32(read_image(m, i))
-    except Unreadable: return -1
-
-def _remembered(path):
-    "Checksums of an earlier start, name -> (size, time, CRC-32); nothing where the file is damaged"
-    try: return {k:tuple(v) for k,v in json.loads(path.read_text()).items()}
-    except (OSError,ValueError,AttributeError,TypeError): return {}
-
-def _plain_crcs(m, items, home):
-    "CRC-32 of plain files by name, without reading files that were read before; `items` are `(row, Item)`"
-    memory = home/'files'/f'{digest(os.path.realpath(m.source.path))}.json'
-    old = _remembered(memory) if items else {}
-    known = {o.name:old[o.name][2] for _,o in items if o.name in old and old[o.name][:2]==(o.size,o.mtime)}
-    todo = [(i,o) for i,o in items if o.name not in known]
-    if not todo: return known
-    with ThreadPoolExecutor(threads()) as ex:
-        crcs = progress(ex.map(lambda p: _file_crc(m, p[0]), todo), 'reading files', total=len(todo))
-        new = {o.name:c for (_,o),c in zip(todo, crcs)}
-    keep = old|{o.name:(o.size,o.mtime,new[o.name]) for _,o in todo if new[o.name]>=0}
-    with writing(memory.parent):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps(keep))
-    return known|new
-
-# %% ../nbs/01i_cache.ipynb #67615e47
-def _checksums(m, rows, home):
-    "CRC-32 of the file of each row, `(len(rows),)` int64; -1 where it cannot be read"
-    items = [(i,m.source.files[m.names[i]]) for i in rows]
-    plain_files = [(i,o) for i,o in items if o.zip<0]
-    plain = _plain_crcs(m, plain_files, home)
-    return np.array([o.crc if o.zip>=0 else plain[o.name] for _,o in items], np.int64)
-
-# %% ../nbs/01i_cache.ipynb #895391b2
-_decoder = 1  # raised whenever `decode` would give other pixels
-
-def _hash(*parts):
-    as_bytes = [o if isinstance(o, bytes) else str(o).encode() for o in parts]
-    return xxhash.xxh3_128_hexdigest(b'|'.join(as_bytes))
-
-def _pixel_key(m, rows, crc, size, ranges=None):
-    "Identity of the decoded images of these rows, 32 hexadecimal digits"
-    lengths = np.array([m.source.files[m.names[i]].size for i in rows], np.int64)
-    decoder = (_decoder,) if ranges is None else (_decoder,ranges.key)
-    return _hash(*decoder, size, np.asarray(crc,'<i8').tobytes(), lengths.astype('<i8').tobytes())
 
 # %% ../nbs/01i_cache.ipynb #2a255bcb
 def _is_undamaged(p, sums):
@@ -116,7 +68,7 @@ def _present(m, home):
     "Rows whose file is there, their checksums, and the reason for each row that is not"
     bad = missing_files(m)
     rows = np.array([i for i in range(len(m)) if i not in bad], np.int64)
-    crc = _checksums(m, rows, home)
+    crc = checksums(m, rows, home)
     for i in rows[crc<0]:
         try:
             read_image(m, i)
@@ -139,8 +91,8 @@ def _demand(m, bad, skip_bad):
 def _image_set(m, rows, crc, p, skipped, **channels):
     "An `ImageSet` of rows of a manifest"
     labels,split = m.labels[rows],m.split[rows]
-    pixels = _pixel_key(m, rows, crc, p.size, channels.get('ranges'))
-    key = _hash(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
+    pixels = pixel_key(m, rows, crc, p.size, channels.get('ranges'))
+    key = hash_of(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
     splits = {k:np.flatnonzero(split==i) for i,k in enumerate(SPLITS)}
     names = [m.names[i] for i in rows]
     notes = [*m.notes, *_copy_notes(m, rows, crc)]
@@ -150,7 +102,7 @@ def _image_set(m, rows, crc, p, skipped, **channels):
 # %% ../nbs/01i_cache.ipynb #b81ce89e
 def _known_ranges(m, rows, crc, home, channels, rules, bits):
     "The ranges of a set, found once; `None` for photographs"
-    key = _hash(1, crc.astype('<i8').tobytes(), m.split[rows].tobytes(), set_name(channels) if channels else (), rules, bits)
+    key = hash_of(1, crc.astype('<i8').tobytes(), m.split[rows].tobytes(), set_name(channels) if channels else (), rules, bits)
     memory = home/'ranges'/f'{key[:20]}.json'
     try: return Ranges(**json.loads(memory.read_text()))
     except (OSError,ValueError,TypeError): pass
@@ -190,7 +142,7 @@ def cached(
     home = cache_home(cache_dir)
     rows,crc,bad = _present(m, home)
     r = _known_ranges(m, rows, crc, home, channels, rules, bits) if len(rows) else None
-    p = Pixels(home/'pixels'/f'{size}px-{_pixel_key(m, rows, crc, size, r)[:20]}', len(rows), size, len(r) if r else 3, bits)
+    p = Pixels(home/'pixels'/f'{size}px-{pixel_key(m, rows, crc, size, r)[:20]}', len(rows), size, len(r) if r else 3, bits)
     d = _open_pixels(p, _reader(m, rows, size, r)) if len(rows) else dict(bad=[])
     gaps = [i for i,_ in d['bad']]
     bad |= {int(rows[i]):why for i,why in d['bad']}

@@ -157,6 +157,14 @@ def _without_recorded(cfgs, ds, folds, table):
     known = {*pd.read_csv(table, usecols=['run']).run}
     return [c for c in cfgs if run_name(c, seed_set(ds, c.seed, folds)) not in known]
 
+# %% ../nbs/11a_commands.ipynb #fab1bd65
+def _sweep_data(protocol, p, data, size, classes, *about, **more):
+    "What a sweep trains on; `ValueError` names `--classes` where the protocol's are not in the data"
+    try: return load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), *about, **more)
+    except ValueError as e:
+        if classes or not str(e).startswith('classes:'): raise
+        raise ValueError(f"{e}. {protocol} is meant for the classes {p['classes']}; --classes takes others") from None
+
 # %% ../nbs/11a_commands.ipynb #9c143976
 @command(name='sweep')
 def run_sweep(
@@ -187,11 +195,7 @@ def run_sweep(
     sets = [parse_channels(o) for o in channels.split(',')] if channels else []
     names = tuple(dict.fromkeys(c for s in sets for c in s)) or None
     at_least(1, jobs=jobs, size=size)
-    try: ds = load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'),
-                         channels=names, rules=range, bits=bits)
-    except ValueError as e:
-        if classes or not str(e).startswith('classes:'): raise
-        raise ValueError(f"{e}. {protocol} is meant for the classes {p['classes']}; --classes takes others") from None
+    ds = _sweep_data(protocol, p, data, size, classes, skip_bad, p.get('derived'), channels=names, rules=range, bits=bits)
     seeds = parse_numbers(seeds) if seeds else None
     cfgs = _plan(p, ds.channels, networks, sets, set, precision, epochs=epochs, seeds=seeds, recipe=recipe)
     if skip_recorded: cfgs = _without_recorded(cfgs, ds, folds, results_dir()/protocol/'runs.csv')

@@ -50,11 +50,26 @@ def _check_levers(cfg):
     "`ValueError` for levers that do not go together"
     s = cfg.settings
     if s['mixup'] and s['cutmix']: raise ValueError('mixup and cutmix both mix the labels; choose one')
-    if s['average'] and cfg.sampling!='none': raise ValueError('average re-estimates batch norms on the full set, and this network is for all sets')
+    if s['average'] and cfg.sampling!='none':
+        raise ValueError('average re-estimates batch norms on the full set, and this network is for all sets')
     for k in ('average','teaching'):
         if not 0<=s[k]<1: raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
     if not 0<s['small']<=1: raise ValueError(f"small={s['small']}; expected a share of the side, up to 1")
     cfg.teacher
+
+# %% ../nbs/05e_config.ipynb #2eece401
+def _check_sampling(cfg):
+    "`ValueError` for ways of sampling channel sets that do not go together"
+    if cfg.distill and cfg.views<2: raise ValueError(f'distill={cfg.distill} needs views of 2 or more: one to teach, one to learn')
+    if cfg.distill and cfg.names in cfg.held_out: raise ValueError('distill lets the full set teach, and it is held out')
+    if len(cfg.held_out)==2**len(cfg.names)-1: raise ValueError('every channel set is held out')
+    for c,share in cfg.shares.items():
+        channel_set([c], cfg.channels)
+        if not 0<share<=1: raise ValueError(f'the share of channel {c} is {share}; expected more than 0, and 1 for always')
+    if cfg.sampling=='none' and (cfg.views>1 or cfg.held_out or cfg.shares):
+        raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
+    if cfg.sampling!='none' and not cfg.dynamic:
+        raise ValueError(f'sampling={cfg.sampling!r} needs dynamic=True: a plain stem takes no mask')
 
 # %% ../nbs/05e_config.ipynb #3aa7ddc6
 _precisions = ('float32','bfloat16')
@@ -93,16 +108,7 @@ class Config:
         lookup(dict.fromkeys(_precisions), self.precision, 'precision')
         object.__setattr__(self, 'channels', set_name(channel_set(self.channels, self.channels)))
         object.__setattr__(self, 'held_out', tuple(self._sorted(o) for o in self.held_out))
-        if self.distill and self.views<2: raise ValueError(f'distill={self.distill} needs views of 2 or more: one to teach, one to learn')
-        if self.distill and self.names in self.held_out: raise ValueError('distill lets the full set teach, and it is held out')
-        if len(self.held_out)==2**len(self.names)-1: raise ValueError('every channel set is held out')
-        for c,share in self.shares.items():
-            channel_set([c], self.channels)
-            if not 0<share<=1: raise ValueError(f'the share of channel {c} is {share}; expected more than 0, and 1 for always')
-        if self.sampling=='none' and (self.views>1 or self.held_out or self.shares):
-            raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
-        if self.sampling!='none' and not self.dynamic:
-            raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
+        _check_sampling(self)
         _check_levers(self)
 
     @property

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../nbs/05e_levers.ipynb #987cae9e
 from itertools import islice
-from .networks.strict import Fading
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -64,7 +63,7 @@ class Fade(Callback):
     def before_batch(self):
         if not self.training: return
         for m in self.model.modules():
-            if isinstance(m, Fading): m.share.fill_(min(1, 2*self.pct_train))
+            if hasattr(m, 'fade_to'): m.fade_to(min(1, 2*self.pct_train))
 
 # %% ../nbs/05e_levers.ipynb #2ad9daeb
 class Taught(Callback):

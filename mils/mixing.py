@@ -6,7 +6,7 @@
 __all__ = ['ChannelAttention', 'SetAttention', 'is_recorded', 'runs_now', 'mix', 'mix_present']
 
 # %% ../nbs/02a_mixing.ipynb #4d4e05e0
-from .generators import grow
+from .akin import grow
 import torch
 from fastcore.basics import patch
 from torch import nn

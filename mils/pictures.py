@@ -43,6 +43,12 @@ def _shifted(
     pixel = (rows[:,None,None]*h+y[:,:,None])*w+x[:,None,:]
     return images.view(-1, c).index_select(0, pixel.view(-1)).view(len(rows), h, w, c)
 
+# %% ../nbs/05b_pictures.ipynb #3878e8fd
+def _vocab(classes):
+    "Class names as fastai keeps them; names that occur twice get their number"
+    names = [f'{c} ({i})' if classes.count(c)>1 else c for i,c in enumerate(classes)]
+    return CategoryMap(names, sort=False)
+
 # %% ../nbs/05b_pictures.ipynb #0ac23578
 class Pictures:
     "One split of an `ImageSet` as a fastai data set"
@@ -84,11 +90,6 @@ class Pictures:
         if isinstance(i, list): return [self[o] for o in i]
         return tuple(o[0] for o in self.batch(torch.tensor([i], device=self.rows.device)))
 
-def _vocab(classes):
-    "Class names as fastai keeps them; names that occur twice get their number"
-    names = [f'{c} ({i})' if classes.count(c)>1 else c for i,c in enumerate(classes)]
-    return CategoryMap(names, sort=False)
-
 # %% ../nbs/05b_pictures.ipynb #5e6a6458
 @patch
 def batch(self:Pictures,
@@ -124,6 +125,20 @@ def items(self:Pictures)->pd.DataFrame:
 
 # %% ../nbs/05b_pictures.ipynb #0d39ff7f
 @patch
+def _read_foreign(self:Pictures, items):
+    "The pixels of each picture, and which channels it has"
+    if self.ranges:
+        read = [read_channels(o, self.size, self.ranges, self.channels) for o in items]
+        return [x for x,_ in read],torch.tensor(np.array([o for _,o in read])) if read else None
+    pictures = [read_picture(o, self.size) for o in items]
+    counts = {p.shape[2] for p in pictures}
+    if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
+    elif not counts<={len(self.every)}:
+        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
+    return pictures,None
+
+# %% ../nbs/05b_pictures.ipynb #ee37e07a
+@patch
 def of(self:Pictures,
     items,  # rows of `items`, or pictures as for `read_picture`
 )->Pictures: # those, without augmentation
@@ -158,19 +173,6 @@ def _foreign(self:Pictures, items):
     self._keep()
     self.all_there = there
     self._set_there(self.rows)
-
-@patch
-def _read_foreign(self:Pictures, items):
-    "The pixels of each picture, and which channels it has"
-    if self.ranges:
-        read = [read_channels(o, self.size, self.ranges, self.channels) for o in items]
-        return [x for x,_ in read],torch.tensor(np.array([o for _,o in read])) if read else None
-    pictures = [read_picture(o, self.size) for o in items]
-    counts = {p.shape[2] for p in pictures}
-    if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
-    elif not counts<={len(self.every)}:
-        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
-    return pictures,None
 
 # %% ../nbs/05b_pictures.ipynb #14b56bdb
 @patch

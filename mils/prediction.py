@@ -15,32 +15,7 @@ from .weights import Classifier
 import numpy as np,pandas as pd,torch
 from torch import nn
 
-# %% ../nbs/05h_prediction.ipynb #31e7f703
-@torch.inference_mode()
-def predict(
-    net:nn.Module,  # a `Classifier`, or a network that takes normalised pictures; put into evaluation mode
-    ds:ImageSet,
-    split:str='test',
-    channels=None,  # a channel set that the network serves; default: all that it takes
-    trained:str='RGB',  # of a network that says nothing about its channels: those that it was made for, in its order
-    stats:ChannelStats=None,  # with which a network that is no `Classifier` was trained; default: those of the training split
-    bs:int=512,
-)->pd.DataFrame: # a row an image: `image`, `label`, `pred`, `rank` of the right class (0 is best), its probability `p`
-    "Predictions for each image of a split that has these channels"
-    if not isinstance(net, Classifier): net = _with_input(net, ds, trained, stats)
-    device,adaptive = next(net.parameters()).device,isinstance(net.net, ChannelAdaptive)
-    wanted = channel_set(channels or net.channels, net.channels)
-    if not adaptive: wanted = _all_of(net, wanted)
-    _check_ranges(net, ds, wanted)
-    pictures,out = Pictures(having(ds, wanted), split, wanted).to(device),[]
-    net.eval()
-    for i in torch.arange(len(pictures), device=device).split(bs):
-        x,y = (o.as_subclass(torch.Tensor) for o in pictures.batch(i))
-        logits = net(x, channels=wanted) if adaptive else net(x)
-        out.append(_ranked(logits.softmax(1), y).cpu())
-    y,pred,rank,p = torch.cat(out).T
-    return pd.DataFrame(dict(image=pictures.names, label=y.int(), pred=pred.int(), rank=rank.int(), p=p))
-
+# %% ../nbs/05h_prediction.ipynb #1220968e
 def _all_of(net, wanted):
     "The channels of a plain network in its own order; `ValueError` where fewer are wanted"
     if len(wanted)==len(net.channels): return net.channels
@@ -66,6 +41,32 @@ def _ranked(p, y):
     order = p.argsort(dim=1, descending=True, stable=True)
     rank = (order==y[:,None]).int().argmax(1)
     return torch.stack([y, order[:,0], rank, p.gather(1, y[:,None])[:,0]], 1)
+
+# %% ../nbs/05h_prediction.ipynb #31e7f703
+@torch.inference_mode()
+def predict(
+    net:nn.Module,  # a `Classifier`, or a network that takes normalised pictures; put into evaluation mode
+    ds:ImageSet,
+    split:str='test',
+    channels=None,  # a channel set that the network serves; default: all that it takes
+    trained:str='RGB',  # of a network that says nothing about its channels: those that it was made for, in its order
+    stats:ChannelStats=None,  # with which a network that is no `Classifier` was trained; default: those of the training split
+    bs:int=512,
+)->pd.DataFrame: # a row an image: `image`, `label`, `pred`, `rank` of the right class (0 is best), its probability `p`
+    "Predictions for each image of a split that has these channels"
+    if not isinstance(net, Classifier): net = _with_input(net, ds, trained, stats)
+    device,adaptive = next(net.parameters()).device,isinstance(net.net, ChannelAdaptive)
+    wanted = channel_set(channels or net.channels, net.channels)
+    if not adaptive: wanted = _all_of(net, wanted)
+    _check_ranges(net, ds, wanted)
+    pictures,out = Pictures(having(ds, wanted), split, wanted).to(device),[]
+    net.eval()
+    for i in torch.arange(len(pictures), device=device).split(bs):
+        x,y = (o.as_subclass(torch.Tensor) for o in pictures.batch(i))
+        logits = net(x, channels=wanted) if adaptive else net(x)
+        out.append(_ranked(logits.softmax(1), y).cpu())
+    y,pred,rank,p = torch.cat(out).T
+    return pd.DataFrame(dict(image=pictures.names, label=y.int(), pred=pred.int(), rank=rank.int(), p=p))
 
 # %% ../nbs/05h_prediction.ipynb #910f655e
 def probe_sets(

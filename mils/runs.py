@@ -94,7 +94,8 @@ def train_run(
     `ValueError` for data without validation images and for a folder that holds a run of another network,
     `filelock.Timeout` where another process is at the run and `wait` is false.
     """
-    if not len(ds.splits['val']): raise ValueError(f'{ds} has no validation images; list some in val.txt, put some into a folder val/, or give it more a class')
+    if not len(ds.splits['val']):
+        raise ValueError(f'{ds} has no validation images; list some in val.txt, put some into a folder val/, or give it more a class')
     folder = Path(root)/run_name(cfg, ds)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(f'{folder}/', wait):

@@ -9,7 +9,7 @@ __all__ = []
 import json,warnings
 from copy import copy,deepcopy
 from .core import channel_set
-from .generators import akin_to,grow
+from .akin import akin_to,grow
 from .mixing import SetAttention
 from .layer import DynamicConv2d
 import torch

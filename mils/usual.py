@@ -59,7 +59,8 @@ def image_files(
     "Where the image files come from"
     if isinstance(data, ImageSet): return lambda i: (png_bytes(data.images[i]), '.png'), data.labels, data.splits
     m = data if isinstance(data, Manifest) else read_manifest(data, classes)
-    if not holds_photos(m): raise ValueError(f'{m.source.path} holds other pictures than photographs, which the usual pipeline does not read')
+    if not holds_photos(m):
+        raise ValueError(f'{m.source.path} holds other pictures than photographs, which the usual pipeline does not read')
     def read(i): return read_image(m, i),Path(m.names[i]).suffix
     return read, m.labels, {k:np.flatnonzero(m.split==i) for i,k in enumerate(SPLITS)}
 

@@ -87,7 +87,8 @@ def test_layouts_are_read_unrounded(how, dtype):
 
 def test_gdal_names_of_bands():
     items = ''.join(f'<Item name="DESCRIPTION" sample="{i}" role="description">{c}</Item>' for i,c in enumerate(('B02','B03')))
-    b = stored(values(0, 2), photometric='minisblack', extratags=[(42112, 's', 0, f'<GDALMetadata>{items}</GDALMetadata>', True)], metadata=None)
+    b = stored(values(0, 2), photometric='minisblack', extratags=[(42112, 's', 0, f'<GDALMetadata>{items}</GDALMetadata>', True)],
+        metadata=None)
     assert read_planes(b).names==('B02','B03')
 
 def test_deep_png_keeps_its_bits(tmp_path):
@@ -99,8 +100,10 @@ def test_deep_png_keeps_its_bits(tmp_path):
     grey = read_planes((tmp_path/'grey.png').read_bytes())
     assert grey.names is None and np.array_equal(grey.data[0], x[...,0])
 
-@pytest.mark.parametrize('b,why', [(b'PK\3\4nothing','damaged'), (b'\x93NUMPY\1\0nothing','not a whole array'), (b'II*\0'+bytes(30),'damaged'),
-    (stored(values(0, 3), photometric='minisblack')[:900],'damaged|truncated'), (stored(np.zeros((2,3,8,8), np.uint16), imagej=True, metadata=dict(axes='ZCYX')),'planes in depth'),
+@pytest.mark.parametrize('b,why', [(b'PK\3\4nothing','damaged'), (b'\x93NUMPY\1\0nothing','not a whole array'), (b'II*\0'+bytes(30),
+    'damaged'),
+    (stored(values(0, 3), photometric='minisblack')[:900],'damaged|truncated'), (stored(np.zeros((2,3,8,8), np.uint16), imagej=True,
+        metadata=dict(axes='ZCYX')),'planes in depth'),
     (stored(np.zeros((8,8), np.complex64)),'complex64')])
 def test_what_is_no_picture_has_a_reason(b, why):
     with pytest.raises(Unreadable, match=why): read_planes(b)
@@ -127,7 +130,8 @@ def test_alpha_is_a_channel_where_it_is_asked_for(tmp_path):
 @pytest.mark.parametrize('place', ['suffix','folder above','folder below','zip'])
 def test_one_file_a_channel(place, tmp_path):
     "As microscopes and satellites deliver them"
-    def name(i, c): return dict(suffix=f'g{i%2}/{i:03}_Ch{c}.tif').get(place) or (f'B0{c}/g{i%2}/{i}.tif' if place!='folder below' else f'g{i%2}/B0{c}/{i}.tif')
+    def name(i, c): return dict(suffix=f'g{i%2}/{i:03}_Ch{c}.tif').get(place) or (f'B0{c}/g{i%2}/{i}.tif'
+        if place!='folder below' else f'g{i%2}/B0{c}/{i}.tif')
     files = {name(i, c):values(i, 3)[k] for i in range(20) for k,c in enumerate((2,3,8))}
     if place=='zip':
         with zipfile.ZipFile(tmp_path/'s.zip', 'w') as z:
@@ -181,7 +185,8 @@ def test_ranges_are_the_networks_too(tmp_path):
 
 @pytest.mark.parametrize('kwargs,say', [
     (dict(channels=['RNA']), 'possible: bright field, DNA, dark field'), (dict(rules='full'), 'expected type, percentiles'),
-    (dict(rules='RNA=type'), 'possible: bright field'), (dict(bits=12), 'expected 8 or 16'), (dict(rules='9:3'), 'expected low before high')])
+    (dict(rules='RNA=type'), 'possible: bright field'), (dict(bits=12), 'expected 8 or 16'), (dict(rules='9:3'),
+        'expected low before high')])
 def test_what_does_not_fit_is_told(kwargs, say, tmp_path):
     with pytest.raises(ValueError, match=say): load(some_cells(tmp_path/'c', 8), tmp_path, **kwargs)
 
@@ -214,7 +219,8 @@ def test_statistics_use_what_is_there(partial):
 
 @pytest.mark.parametrize('sampling', ['sample','batch','dropout'])
 def test_training_draws_among_what_is_there(sampling, partial):
-    cfg = Config('small_cnn', channels=cells, dynamic=True, sampling=sampling, views=2, epochs=1, overrides=dict(bs=16), shares={'bright field':.5})
+    cfg = Config('small_cnn', channels=cells, dynamic=True, sampling=sampling, views=2, epochs=1, overrides=dict(bs=16),
+        shares={'bright field':.5})
     learn,seen = get_learner(cfg, partial),[]
     old = learn.channel_sampling.masks
     def masks(n, c, g=None, there=None):
@@ -263,7 +269,8 @@ def test_always_and_share_by_command(tmp_path, monkeypatch, capsys):
     assert main([*words,'--always','bright field+','--share','DNA=0.25'])==0
     cfg = json.loads(next((tmp_path/'runs').glob('*/config.json')).read_text())['config']
     assert cfg['shares']=={'bright field':1.0,'DNA':.25} and cfg['channels']=='bright field+DNA+dark field'
-    assert main([*words,'--always','RNA+'])==1 and main([*words,'--share','DNA=2'])==1 and main([*words[:1],'small_cnn',*words[2:],'--always','DNA+'])==1
+    assert main([*words,'--always','RNA+'])==1 and main([*words,'--share','DNA=2'])==1 and main([*words[:1],'small_cnn',*words[2:],
+        '--always','DNA+'])==1
     told = [o for o in capsys.readouterr().err.splitlines() if o.startswith('mils: ')]
     assert 'possible: bright field' in told[0] and 'expected more than 0' in told[1] and 'need a sampling' in told[2]
 
@@ -276,7 +283,8 @@ def test_check_warns(tmp_path, capsys, monkeypatch):
         write_tiff(tmp_path/'c'/f'g{i%2}'/f'{i}.tif', x, [*cells,'copy'])
     r = check(tmp_path/'c')
     told = repr(r)
-    for part in ('bright field','0 to 2999','channel dark field is the same everywhere','DNA and copy are the same picture','correlations: DNA and copy 1.00'):
+    for part in ('bright field','0 to 2999','channel dark field is the same everywhere','DNA and copy are the same picture',
+        'correlations: DNA and copy 1.00'):
         assert part in told, part
     assert '<img alt="Correlations of bright field' in r._repr_html_()
     assert main(['data','check',str(tmp_path/'c'),'--range','type'])==0
@@ -312,7 +320,8 @@ def test_thirteen_bands_run_through_every_command(thirteen, tmp_path, monkeypatc
     assert 'B01+B02' in mils('data','cache',thirteen,'--size','16')
     out = mils('train','small_cnn:dynamic',*data,'--epochs','1','--set','bs=16')
     assert '97 of the 8,191 channel sets' in out and '   13 channels, 1 sets' in out
-    out = mils('sweep','chroma','--data',thirteen,'--networks','small_cnn small_cnn:dynamic','--seeds','0','--epochs','1','--set','bs=16','--bits','16')
+    out = mils('sweep','chroma','--data',thirteen,'--networks','small_cnn small_cnn:dynamic','--seeds','0','--epochs','1','--set',
+        'bs=16','--bits','16')
     assert '2 of 2 runs are done' in out
     assert 'small_cnn' in mils('results','chroma','--out',tmp_path/'tables')
     out = mils('convert','chroma','--data',thirteen,'--out',tmp_path/'tables','--methods','covariance')

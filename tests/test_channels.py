@@ -241,7 +241,8 @@ def test_names_in_no_order_are_refused():
 def test_halved_and_averaged_weights_know_their_channels():
     a,b,bgr = (DynamicConv2d(3, 4, 3, c) for c in ('RGB','RGB','BGR'))
     state = a.state_dict()
-    for how in (lambda v: v.half(), lambda v: v.bfloat16(), lambda v: (v+v+v)/3, lambda v: v.to(torch.uint8) if v.dtype==torch.int16 else v):
+    for how in (lambda v: v.half(), lambda v: v.bfloat16(), lambda v: (v+v+v)/3, lambda v: v.to(torch.uint8)
+        if v.dtype==torch.int16 else v):
         changed = {k:how(v) for k,v in state.items()}
         b.load_state_dict(changed)
         assert_close(b.weight, a.weight, .01)
@@ -346,6 +347,7 @@ def test_a_new_channel_is_like_one_like_some_or_like_none(name, like, r):
         w = torch.tensor(w)
         assert abs((w@cov[:3,3])/((w@cov[:3,:3]@w).sqrt()*d[3])-r)<1e-4
 
-@pytest.mark.parametrize('kwargs,say', [(dict(like='X'),'possible: R, G, B'), (dict(like='R', r=1.),'between -1 and 1'), (dict(like={}),'unrelated')])
+@pytest.mark.parametrize('kwargs,say', [(dict(like='X'),'possible: R, G, B'), (dict(like='R', r=1.),'between -1 and 1'),
+    (dict(like={}),'unrelated')])
 def test_what_a_new_channel_cannot_be_like(kwargs, say):
     with pytest.raises(ValueError, match=say): DynamicConv2d(3, 8, 3).extend('NIR', **kwargs)

@@ -45,8 +45,10 @@ def _network(t, name, four):
         r.multiply_adds/o.multiply_adds, r.ms/o.ms, o.rate/r.rate, r.train_ms/o.train_ms, energy)
 
 # %% ../../nbs/09f_cost.ipynb #2ec6d99f
-names = dict(four='strict4 fine=2', four_wide='strict4 width=1.5', wide='wide_resnet width=4', same=_same, twin=_twin, efficientnet='efficientnet_style',
-    resnest='resnest4', resnet34_cifar='resnet34 stem=cifar', resnet34_half='resnet34 stem=half', resnet34_imagenet='resnet34 stem=imagenet')
+names = dict(four='strict4 fine=2', four_wide='strict4 width=1.5', wide='wide_resnet width=4', same=_same, twin=_twin,
+    efficientnet='efficientnet_style',
+    resnest='resnest4', resnet34_cifar='resnet34 stem=cifar', resnet34_half='resnet34 stem=half',
+        resnet34_imagenet='resnet34 stem=imagenet')
 
 def _networks(t):
     "The networks that have a short name and were measured"
@@ -168,7 +170,8 @@ def reported_table()->pd.DataFrame:
 def draw_times():
     "Time of a picture against multiply-adds, alone and in a batch, with quartiles"
     t = _each(measured())
-    load,panels = t.multiply_adds/1e6,{'one picture alone':('ms','ms_low','ms_high'), 'a picture in a batch':('rate','rate_high','rate_low')}
+    load,panels = t.multiply_adds/1e6,{'one picture alone':('ms','ms_low','ms_high'), 'a picture in a batch':('rate','rate_high',
+        'rate_low')}
     fig,axs = plt.subplots(1, 2, figsize=(11.5,6.2))
     for ax,(title,columns) in zip(axs, panels.items()):
         ms,low,high = (1e3/t[k] if k.startswith('rate') else t[k] for k in columns)

@@ -65,7 +65,8 @@ def first_layer(c)->pd.DataFrame: # rows: networks; columns: (when, measure)
     "Gradient, and gradient times weight, at the first layer: in the first epoch, and on average over the later ones"
     t = c.grads[c.grads.position==0]
     start = t.epoch==t.epoch.min()
-    return pd.concat({when:t[o].groupby('network')[['gradient','product']].mean() for when,o in (('first epoch',start),('later',~start))}, axis=1)
+    return pd.concat({when:t[o].groupby('network')[['gradient','product']].mean() for when,o in (('first epoch',start),('later',
+        ~start))}, axis=1)
 
 def ratio_table(c)->pd.DataFrame:
     "The study's Wide ResNet over ResNet34 with each stem"
@@ -141,10 +142,12 @@ def read()->Dynamics:
     units = c.runs.groupby('network')[['units','dead_units']].mean()
     deep = _later(c, c.best)
     return Dynamics(conditions_of(c.runs), len(curve), curve.shape[1],
-        int((lead>=1).sum()), f'{lead.iloc[0]:+.1f}', f'{lead.iloc[-1]:+.1f}', f'`{curve.iloc[0].idxmax()}`', f'`{curve.iloc[-1].idxmax()}`',
+        int((lead>=1).sum()), f'{lead.iloc[0]:+.1f}', f'{lead.iloc[-1]:+.1f}', f'`{curve.iloc[0].idxmax()}`',
+            f'`{curve.iloc[-1].idxmax()}`',
         int((c.runs.groupby('network').seed.nunique()==1).sum()),
         {n.partition('stem=')[2]:_sooner(s, c.study, n) for n in c.stems},
-        ratios.min(axis=None), ratios.max(axis=None), _reported('gradient_magnitude_ratio_vs_resnet34'), _reported('convergence_speedup_to_50pct'),
+        ratios.min(axis=None), ratios.max(axis=None), _reported('gradient_magnitude_ratio_vs_resnet34'),
+            _reported('convergence_speedup_to_50pct'),
         spread, len(deep), int(deep.rank(ascending=False).iloc[0]),
         int((units.dead_units>0).sum()), int(units.units.notna().sum()))
 

@@ -8,7 +8,8 @@ __all__ = ['Bank', 'Gray', 'PerCount', 'Shared', 'Adapter']
 # %% ../../nbs/02e_counting.ipynb #1ea76051
 from functools import partial
 from ..core import lookup
-from ..generators import Generator,grow,register_generator
+from ..akin import grow
+from ..generators import Generator,register_generator
 import torch
 from fastcore.basics import patch
 from torch import nn

@@ -6,7 +6,8 @@
 __all__ = ['Correction', 'HyperNet', 'Corrected']
 
 # %% ../../nbs/02f_hypernets.ipynb #d2503db0
-from ..generators import Covariance,Generator,grow,register_generator
+from ..akin import grow
+from ..generators import Covariance,Generator,register_generator
 import torch
 from torch import nn
 

@@ -21,6 +21,7 @@ class Fading(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer('share', torch.zeros(()))
+    def fade_to(self, share): self.share.fill_(share)
     def forward(self, x): return torch.lerp(F.silu(x), x, self.share.to(x.dtype))
 
 # %% ../../nbs/03e_strict.ipynb #25f518ff
@@ -62,7 +63,8 @@ def _scaled(conv, norm):
 def _merged(part):
     "Kernel and bias of convolutions in a row, each with its batch norm; all but the first look at one pixel"
     fading = [m for m in part if isinstance(m, Fading)]
-    if any(m.share<1 for m in fading): raise ValueError('an activation between two convolutions still bends: train to the end before fusing')
+    if any(m.share<1 for m in fading):
+        raise ValueError('an activation between two convolutions still bends: train to the end before fusing')
     first,norm,*rest = [m for m in part if m not in fading]
     w,b = _scaled(first, norm)
     for conv,norm in zip(rest[::2], rest[1::2]):
