@@ -107,6 +107,16 @@ def _plain(self:DynamicConv2d, k):
 
 @patch
 @torch.no_grad()
+def _completion(self:DynamicConv2d, rows):
+    "A 1 x 1 convolution that completes a picture of some channels"
+    P = self.set_matrix(rows)
+    conv = nn.Conv2d(*P.shape[::-1], 1, bias=False, device=P.device, dtype=self.weight.dtype)
+    conv.weight = nn.Parameter(P.to(self.weight.dtype)[:,:,None,None], requires_grad=False)
+    return conv
+
+# %% ../nbs/02c_surgery.ipynb #f5007f34
+@patch
+@torch.no_grad()
 def _put_told(self:DynamicConv2d, conv, rows):
     "Add to the bias of `conv` what its filters are told of the channels that are absent"
     absent = [i for i in range(len(self.channels)) if i not in rows]
@@ -114,15 +124,6 @@ def _put_told(self:DynamicConv2d, conv, rows):
     told = self.told[absent].sum(0)
     if conv.bias is not None: told = told+conv.bias
     conv.bias = nn.Parameter(told, requires_grad=self.told.requires_grad)
-
-@patch
-@torch.no_grad()
-def _completion(self:DynamicConv2d, rows):
-    "A 1 x 1 convolution that completes a picture of some channels"
-    P = self.set_matrix(rows)
-    conv = nn.Conv2d(*P.shape[::-1], 1, bias=False, device=P.device, dtype=self.weight.dtype)
-    conv.weight = nn.Parameter(P.to(self.weight.dtype)[:,:,None,None], requires_grad=False)
-    return conv
 
 # %% ../nbs/02c_surgery.ipynb #6c6d4d24
 @patch
