@@ -83,6 +83,7 @@ def measure_costs(
     protocol:str,  # whose networks, such as task-b
     networks:str=None,  # others than the protocol's, quoted: "strict4:fine=2 resnet34:stem=half,cifar"
     rounds:int=15,  # of timing, all networks in turn
+    batch:int=None,  # of predictions and of a training step; default: what is useful for each network, and 128
     device:str='cpu',  # or cuda
     out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name below runs/
     record:bool=False,  # into the recorded tables in results/, which the report reads
@@ -99,7 +100,7 @@ def measure_costs(
     if p.get('classes'): n_classes = len(parse_numbers(p['classes']))
     else: n_classes = load_typed(p['data'], p['size']).n_classes
     env = environment(device)
-    t = cost_table(nets, n_classes, p['size'], rounds=rounds, device=device, precision=p['precision'])
+    t = cost_table(nets, n_classes, p['size'], batch, batch or 128, rounds, device, p['precision'])
     t = t.assign(**{k:env[k] for k in ('machine','cores','torch')})
     path = _out_folder(protocol, out, record)/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
     if networks: t = _with_rows_of_others(t, path)

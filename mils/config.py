@@ -50,8 +50,7 @@ def _check_levers(cfg):
     "`ValueError` for levers that do not go together"
     s = cfg.settings
     if s['mixup'] and s['cutmix']: raise ValueError('mixup and cutmix both mix the labels; choose one')
-    if s['average'] and cfg.sampling!='none':
-        raise ValueError('average re-estimates batch norms on the full set, and this network is for all sets')
+    if s['average'] and cfg.sampling!='none': raise ValueError('average re-estimates batch norms on one channel set; this network has more')
     for k in ('average','teaching'):
         if not 0<=s[k]<1: raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
     if not 0<s['small']<=1: raise ValueError(f"small={s['small']}; expected a share of the side, up to 1")
@@ -139,6 +138,6 @@ def teacher(self:Config)->Config:
     if not self.settings['teacher']: return None
     model,*words = self.settings['teacher'].split()
     options = {k:typed_value(v) for k,v in (w.split('=') for w in words)}
-    overrides = {k:v for k,v in self.overrides.items() if k not in ('teacher','teaching')}
+    overrides = {k:v for k,v in self.overrides.items() if k not in _without}
     return Config(model, options, self.channels, recipe=self.recipe, overrides=overrides, epochs=self.epochs, seed=self.seed,
         precision=self.precision)

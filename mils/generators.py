@@ -9,7 +9,7 @@ __all__ = ['generators', 'register_generator', 'completion', 'Generator', 'Covar
 import importlib,pkgutil
 from fastcore.basics import patch
 from .core import Registry
-from .akin import Akin,akin_to,grow
+from .akin import Akin,grow
 import torch
 from torch import nn
 
@@ -31,6 +31,7 @@ class Generator(nn.Module):
     "Matrices `P(S)` from channel masks, so that the kernel of a set S is `weight @ P(S)`"
     exact = True          # the kernel of the full set is the convolution that was taken over, to the last bit
     gate_all = True       # attention works on every set, not on the full set only
+    tells = False         # filters have a bias for each absent channel, which the layer keeps
     def __init__(self,
         n:int,  # number of channels
         corr:torch.Tensor=None,  # `(n, n)` correlation of the channels; none takes them as unrelated

@@ -43,6 +43,7 @@ class DynamicConv2d(nn.Conv2d):
         self.channels,self.given,self.had_sets,self.wrapped,self.own,self.linear = channels,{},False,False,None,True
         self.generator = lookup(generators, generator, 'generator')(n, corr).to(self.weight.device)
         self.attention = ChannelAttention(n, self.generator.gate_all).to(self.weight) if attention else None
+        self.told = nn.Parameter(torch.zeros(n, out_channels).to(self.weight)) if self.generator.tells else None
         self.weight = nn.Parameter(self.generator.spread(self.weight.detach()))
 
     def extra_repr(self): return f"{super().extra_repr()}, channels={set_name(self.channels)}"
@@ -91,14 +92,21 @@ def _in_graph(self:DynamicConv2d, kernel):
     return kernel+0*sum(p.sum() for p in others)
 
 @patch
+def _tell(self:DynamicConv2d, y, mask):
+    "Add the bias of what is absent, where the generator tells the filters"
+    if self.told is None: return y
+    return y+((~mask).to(y.dtype)@self.told.to(y.dtype))[:,:,None,None]
+
+@patch
 def _forward_set(self:DynamicConv2d, x, channels):
     rows = self.rows(channels)
     if x.shape[1]!=len(rows):
         raise ValueError(f'x has {x.shape[1]} channels but the set {set_name(channels)} has {len(rows)}; '
                          f'all of {set_name(self.channels)} or name the set: forward(x, channels=...)')
     if self.attention: x = SetAttention(self.attention, rows, len(self.channels))(x)
-    if self.own is None: return self._conv_forward(x, self._in_graph(self.kernel(channels)), self.bias)
-    return self._by_own(self._in_graph(self._complete_set(x, rows)))
+    if self.own is None: y = self._conv_forward(x, self._in_graph(self.kernel(channels)), self.bias)
+    else: y = self._by_own(self._in_graph(self._complete_set(x, rows)))
+    return self._tell(y, self.one_mask(channels))
 
 @patch
 def _by_own(self:DynamicConv2d, x):
@@ -179,9 +187,9 @@ def forward(self:DynamicConv2d,
     if channels is not None: raise ValueError('give channels or mask, not both')
     self._check_mask(x, mask)
     x = self._complete(x, mask)
-    if self.own is not None: return self._by_own(x)
-    return self._conv_forward(x, self.weight, self.bias)
-
+    if self.own is None: y = self._conv_forward(x, self.weight, self.bias)
+    else: y = self._by_own(x)
+    return self._tell(y, mask)
 
 # %% ../nbs/02b_layer.ipynb #ae734675
 import mils.surgery  # noqa: E402,F401   # `from_conv`, `fold` and `extend` come with the layer

@@ -17,7 +17,7 @@ from .machine import Autocast,default_device,keep_memory
 from .batches import Batches,stats_of
 from .sampling import ChannelSampling,samplings
 from .config import Config
-from .levers import Averaged,Fade,Growing,Taught
+from .levers import levers_of
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -27,7 +27,6 @@ from fastai.learner import AvgSmoothLoss,DataLoaders,Learner
 from fastai.metrics import accuracy
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.mixup import CutMix,MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 
@@ -161,16 +160,6 @@ def _pictures_for(cfg, ds):
     if all(len(some.splits[k]) for k in ('train','val')): return some
     raise ValueError(f'no training or validation picture has {"one" if cfg.dynamic else "all"} of {set_name(cfg.names)}')
 
-def _levers(cfg, teacher):
-    "What a recipe asks for of `mils.levers`; `ValueError` where the teacher is missing"
-    s,callbacks = cfg.settings,dict(mixup=MixUp, cutmix=CutMix, average=Averaged)
-    cbs = [f(s[k]) for k,f in callbacks.items() if s[k]]
-    if s['small']<1: cbs.append(Growing(s['small']))
-    if cfg.teacher and not teacher: raise ValueError(f"{cfg.settings['teacher']} is to teach; give its network as teacher=")
-    if cfg.teacher: cbs.append(Taught(teacher, s['teaching']))
-    if 'fade' in cfg.options.get('parts', ''): cbs.append(Fade())
-    return cbs
-
 def _callbacks(cfg, rows, write, teacher):
     "What a `Config` asks for"
     cbs = [Record(cfg.seed, rows, write, cfg.views)]
@@ -178,7 +167,7 @@ def _callbacks(cfg, rows, write, teacher):
     if cfg.sampling!='none':
         held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
         cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.shares, cfg.views, cfg.distill, cfg.names))
-    return cbs+_levers(cfg, teacher)
+    return cbs+levers_of(cfg, teacher)
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
 _decided = {'dls','model','loss_func','opt_func','lr','splitter'}               # of what `Learner` takes

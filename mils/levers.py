@@ -12,6 +12,7 @@ from torch import nn
 import torch.nn.functional as F
 from torch.optim.swa_utils import update_bn
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix,MixUp
 
 # %% ../nbs/05e_levers.ipynb #a55b318d
 class Growing(Callback):
@@ -30,7 +31,8 @@ class Growing(Callback):
     def before_batch(self):
         x,*rest = self.xb
         side = self.side(x.shape[-1], self.pct_train)
-        if self.training and side<x.shape[-1]: self.learn.xb = F.interpolate(x, (side,side), mode='bilinear', antialias=True),*rest
+        if not self.training or side==x.shape[-1]: return
+        self.learn.xb = F.interpolate(x, (side,side), mode='bilinear', antialias=True),*rest
 
 # %% ../nbs/05e_levers.ipynb #093e9fee
 class Averaged(Callback):
@@ -81,3 +83,17 @@ class Taught(Callback):
         said,wanted = ((o/self.temperature).log_softmax(1) for o in (self.pred, wanted.to(self.pred.dtype)))
         distance = F.kl_div(said, wanted, log_target=True, reduction='batchmean')*self.temperature**2
         self.learn.loss_grad = (1-self.share)*self.loss_grad+self.share*distance
+
+# %% ../nbs/05e_levers.ipynb #05903d31
+def levers_of(
+    cfg,  # a `Config`
+    teacher:nn.Module=None,  # the network that is to teach
+)->list: # of callbacks
+    "What the recipe of a run asks for; `ValueError` where the teacher is missing"
+    s,callbacks = cfg.settings,dict(mixup=MixUp, cutmix=CutMix, average=Averaged)
+    cbs = [f(s[k]) for k,f in callbacks.items() if s[k]]
+    if s['small']<1: cbs.append(Growing(s['small']))
+    if cfg.teacher and not teacher: raise ValueError(f"{s['teacher']} is to teach; give its network as teacher=")
+    if cfg.teacher: cbs.append(Taught(teacher, s['teaching']))
+    if 'fade' in cfg.options.get('parts', ''): cbs.append(Fade())
+    return cbs

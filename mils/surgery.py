@@ -49,9 +49,8 @@ def _take_weight(self:DynamicConv2d, conv):
     if self.weight is not conv.weight and conv.weight.grad is not None:
         warnings.warn('this generator needs a weight of another shape, which is new; an optimiser made before does not train it')
     self.bias = conv.bias
-    for part in (self.generator,self.attention):
+    for part in (self.generator,self.attention,self.told):
         if part is not None: part.requires_grad_(conv.weight.requires_grad)
-
 
 # %% ../nbs/02c_surgery.ipynb #1e54889e
 @patch
@@ -88,6 +87,7 @@ def fold(self:DynamicConv2d,
     rows = self.rows(channels)
     if self.linear: parts = [self._plain(self.kernel(channels))]
     else: parts = [self._completion(rows), deepcopy(self.own)]
+    self._put_told(parts[-1], rows)
     if self.attention: parts.insert(0, SetAttention(deepcopy(self.attention), rows, len(self.channels)))
     res = parts[0] if len(parts)==1 else nn.Sequential(*parts)
     res._forward_hooks.update(self._forward_hooks)
@@ -114,6 +114,17 @@ def _completion(self:DynamicConv2d, rows):
     conv.weight = nn.Parameter(P.to(self.weight.dtype)[:,:,None,None], requires_grad=False)
     return conv
 
+# %% ../nbs/02c_surgery.ipynb #f5007f34
+@patch
+@torch.no_grad()
+def _put_told(self:DynamicConv2d, conv, rows):
+    "Add to the bias of `conv` what its filters are told of the channels that are absent"
+    absent = [i for i in range(len(self.channels)) if i not in rows]
+    if self.told is None or not absent: return
+    told = self.told[absent].sum(0)
+    if conv.bias is not None: told = told+conv.bias
+    conv.bias = nn.Parameter(told, requires_grad=self.told.requires_grad)
+
 # %% ../nbs/02c_surgery.ipynb #6c6d4d24
 @patch
 def extend(self:DynamicConv2d,
@@ -125,6 +136,7 @@ def extend(self:DynamicConv2d,
     akin = akin_to(like, self.channels, r)
     self.channels = channel_set((*self.channels, name), (*self.channels, name))
     grow(self.weight, self.generator.extend(self.weight.detach(), akin))
+    if self.told is not None: grow(self.told, torch.cat([self.told.detach(), torch.zeros_like(self.told[:1])]))
     if self.attention: self.attention.extend()
     self.in_channels = len(self.channels)
     if self.own is not None: self.own.in_channels = self.in_channels

@@ -16,7 +16,7 @@ five = range(5)
 _plain = partial(arm, 'small_cnn', last=2)
 _one = partial(_plain, dynamic=True)
 
-def _specialists(why, **kwargs): return [_plain(why, channels=set_name(s), **kwargs) for s in channel_sets()]
+def _specialists(why, names='RGB', **kwargs): return [_plain(why, channels=set_name(s), **kwargs) for s in channel_sets(names)]
 def _generators(why, names, **kwargs): return [_one(why, generator=g, **kwargs) for g in names.split()]
 
 _later = 'added when two seeds had shown on validation images that five epochs leave every network far from trained'
@@ -76,3 +76,28 @@ task_a['task-a-8'] = dict(photos, precision='float32', epochs=5, seeds=range(3),
     _plain('a network that sees all eight channels'),
     _one('one network for every set of the eight'),
     _one('the strong baseline', generator='rescale')])
+
+# %% ../nbs/06_task_a.ipynb #b5fa09d6
+_match = 'what a default has to match'
+task_a['task-a-default'] = dict(photos, **{**_confirmed, 'seeds':range(3)}, arms=[
+    _one('the candidate: a bias for each absent channel', generator='told'),
+    *_generators(_match, 'zero_fill bank'),
+    _one('kernels of their own for guesses, which had lost on validation images', generator='guessed', seeds=[0])])
+
+_chroma = partial(arm, 'small_cnn', dynamic=True)
+task_a['task-a-default-chroma'] = dict(data='chroma', size=32, precision='float32', epochs=12, seeds=range(3), arms=[
+    _chroma('the candidate: a bias for each absent channel', generator='told'),
+    *[_chroma(_match, generator=g) for g in ('zero_fill','rescale','bank','covariance')],
+    _chroma('kernels of their own for guesses', generator='guessed', seeds=[0])])
+
+# %% ../nbs/06_task_a.ipynb #7b2d58e2
+_cells = ('bright field','DNA','dark field')
+_one_for_cells = partial(_one, channels=set_name(_cells))
+task_a['task-a-cells'] = dict(data='cells', size=40, classes='1,2,4,5', precision='float32', epochs=25, seeds=five, folds=True,
+    overrides=dict(lr=1e-2), arms=[
+    *_specialists('a specialist', _cells),
+    *[_one_for_cells('one network', generator=g) for g in ('covariance','told','zero_fill','rescale','bank','hypernet')],
+    _one_for_cells('with the steps of all seven together', epochs=7*25),
+    _one_for_cells('three sets for each picture and step', views=3),
+    _one_for_cells('twice the filters', width=2),
+    *_specialists('a specialist with twice the filters', _cells, width=2)])

@@ -98,6 +98,23 @@ task_b['task-b-ablation'] = dict(_task_b, seeds=range(3), arms=[
     _blocks(_two, dropout=0., blocks=3),
     _thin(_two, fine=2, overrides=_muon), _thin(_two, width=1., overrides=_muon), _thin(_two, dropout=.3, overrides=_muon)])
 
+# %% ../nbs/06_task_b.ipynb #a52bc049
+_idea = partial(arm, 'strict4', fine=2, width=.5, dropout=.5)
+
+def _ideas(why, *changes, **options): return [_idea(why, overrides={**_guard, **c}, **options) for c in changes]
+
+_by_half = dict(teacher='resnet34 stem=half')
+task_b['task-b-ideas'] = dict(_task_b, epochs=40, seeds=[0], arms=[
+    *_ideas('what is changed', {}),
+    *_ideas('averaged weights', dict(average=.99), dict(average=.998)),
+    *_ideas('mixed pictures', dict(mixup=.2), dict(cutmix=1.)),
+    *_ideas('small pictures first', dict(small=.5)),
+    *_ideas('activations that fade', {}, parts='fade'),
+    *_ideas('orthogonalised momentum', _muon),
+    *_ideas('two ideas together', {**_muon, 'average':.998}, dict(cutmix=1., average=.998)),
+    *_ideas('two ideas together', _muon, parts='fade'),
+    *_ideas('a teacher: ResNet34, which is trained first', _by_half, {**_by_half, 'cutmix':1.}, {**_by_half, 'average':.998})])
+
 # %% ../nbs/06_task_b.ipynb #ecbcfc4b
 _reported = "the study's recipe"
 _weaker = "the recipe that the study gave to ResNet34"
@@ -106,6 +123,11 @@ task_b['task-b-recipe'] = dict(_task_b, seeds=range(3), arms=[
     _study_width(f"{_reported} and its own width; added before any of these runs had ended", recipe='seed'),
     _cifar(_reported, recipe='seed'),
     *[net(_weaker, recipe='seed-baseline') for net in (_half,_imagenet,_cifar)]])
+
+# %% ../nbs/06_task_b.ipynb #86a1895f
+task_b['task-b-224'] = dict(photos, size=224, classes='0-9', precision='float32', epochs=1, seeds=[0], arms=[
+    net("a network of the study, at its size", recipe='seed') for net in
+    (_study_width, _imagenet, partial(arm, 'convmixer'), partial(arm, 'ghostnet_style'), _strict4)])
 
 # %% ../nbs/06_task_b.ipynb #e9731ef0
 def _five_seeds(a):

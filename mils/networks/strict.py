@@ -63,8 +63,7 @@ def _scaled(conv, norm):
 def _merged(part):
     "Kernel and bias of convolutions in a row, each with its batch norm; all but the first look at one pixel"
     fading = [m for m in part if isinstance(m, Fading)]
-    if any(m.share<1 for m in fading):
-        raise ValueError('an activation between two convolutions still bends: train to the end before fusing')
+    if any(m.share<1 for m in fading): raise ValueError('an activation between two convolutions still bends; train to the end, then fuse')
     first,norm,*rest = [m for m in part if m not in fading]
     w,b = _scaled(first, norm)
     for conv,norm in zip(rest[::2], rest[1::2]):
