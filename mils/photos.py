@@ -8,10 +8,10 @@ __all__ = ['write_photos']
 # %% ../nbs/10d_photos.ipynb #06a651b4
 import json
 from pathlib import Path
-import pandas as pd
+import pandas as pd,torch
 from .core import channel_sets,set_name,write_atomic
 from .runs import load_run
-from .live import write_onnx
+from .export import export
 
 # %% ../nbs/10d_photos.ipynb #5dc03f50
 def fillings(
@@ -32,6 +32,6 @@ def write_photos(
     about = dict(size=net.size, classes=net.classes, mean=net.stats.mean.tolist(), std=net.stats.std.tolist(), sees=fillings(net.net.stem),
                  n_test=preds.image.nunique(), parameters=sum(p.numel() for p in net.parameters()), **accuracy)
     out.mkdir(parents=True, exist_ok=True)
-    write_onnx(net.net, out/'photos.onnx', net.size)
+    export(net.net, out/'photos.onnx', torch.randn(2, len(net.channels), net.size, net.size))
     write_atomic(out/'photos.json', json.dumps(about))
     return out/'photos.onnx'
