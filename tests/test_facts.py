@@ -15,7 +15,6 @@ not_yet = {
     'report/ablations',
     'report/audit',
     'report/ideas',
-    'report/statistics',
     'report/task-a',
     'report/task-a-folds',
     'report/task-b'}
