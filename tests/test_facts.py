@@ -14,7 +14,6 @@ pages = {p.relative_to(repo/'nbs').with_suffix('').as_posix():p for p in pages_b
 not_yet = {
     'report/ablations',
     'report/audit',
-    'report/ideas',
     'report/task-a',
     'report/task-a-folds',
     'report/task-b'}
