@@ -28,7 +28,7 @@ def verdict(
 # %% ../nbs/09_findings.ipynb #831c6512
 @dataclass(frozen=True)
 class Comparison:
-    "One network against another, as from `Recorded.compare`; shares, unless something else is said"
+    "One network against another, as from `compare` of the recorded runs; shares, unless something else is said"
     a:float  # accuracy of the yardstick
     b:float  # accuracy of the network
     diff:float; low:float; high:float  # b-a, its 95 % interval
