@@ -14,7 +14,7 @@ MAIN_SWEEP ?= chroma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup main report test docs readme bench clean
+.PHONY: help setup main report serve test docs readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ main: $(READY)  ## run the main job on the embedded data; what is done is not do
 
 report: main  ## run the main job, build the pages and print the path of the first one
 	$(RUN) mils report
+
+serve: $(READY)  ## build the pages from stored outputs and show them at a port of this machine
+	$(RUN) mils report --stored --serve
 
 test: $(READY)  ## run every notebook, then pytest, on all cores
 	$(TEST) nbdev_test --n_workers $(JOBS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from fastcore.basics import patch
 from .core import progress,write_atomic
-from .source import MAX_EXPANSION,open_zip
+from .packed import MAX_EXPANSION,open_zip
 from .disk import writing
 
 # %% ../nbs/01o_archive.ipynb #a1826320

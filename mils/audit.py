@@ -45,6 +45,7 @@ _why = {   # pattern in a claim -> why nothing can be said
     r'inference|memory|energy|epoch_time|train_time':
         'depends on a device, a batch size and a way of measuring that are not stated; how networks compare here is on the page of costs',
     r'params|flops':         'the network is not described so that it could be built again',
+    r'experiments_min':      'what counts as an experiment is not said; three runs of each of the ten architectures would be as many',
     r'gradient|convergence': 'needs the training curves, which are not published; ours are on the page of dynamics',
     r'mean_accuracy':        'the seven accuracies behind it are not stated'}
 
@@ -53,12 +54,19 @@ def _reason(claim):
         if re.search(pattern, claim): return why
     return 'nothing in the documents or here is tied to it'
 
+def _inconsistent(t): return set(t.claim[t.verdict=='inconsistent'])
+
+def _weaker(verdict, reason, formula, bad):
+    "What follows from parts of which one is in `bad`, inconsistent, is consistent at most"
+    weak = [p for p in formula_parts(formula) if p in bad]
+    if verdict=='confirmed' and weak: return 'consistent',f'{reason}; but {weak[0]} is inconsistent'
+    return verdict,reason
+
 def _weaken(t):
-    "What follows from parts of which one is inconsistent is consistent at most"
-    bad = set(t.claim[t.verdict=='inconsistent'])
-    for i,o in t[(t.verdict=='confirmed')&(t.section=='derived-numbers')].iterrows():
-        weak = [p for p in formula_parts(study_formulas[o.claim]) if p in bad]
-        if weak: t.loc[i,['verdict','reason']] = 'consistent',f'{o.reason}; but {weak[0]} is inconsistent'
+    "The same of a whole ledger"
+    bad = _inconsistent(t)
+    for i,o in t[t.section=='derived-numbers'].iterrows():
+        if o.claim in study_formulas: t.loc[i,['verdict','reason']] = _weaker(o.verdict, o.reason, study_formulas[o.claim], bad)
     return t
 
 # %% ../nbs/08i_audit.ipynb #8554ca16
@@ -76,12 +84,12 @@ def _repeat(text, unit, o):
     if unit=='%' and o.unit=='pp' and o.verdict=='confirmed': return 'consistent',f'in percentage points: {o.reason}',o.section
     return o.verdict,o.reason,o.section
 
-def _derive(text, formula, known, values):
+def _derive(text, formula, known, values, bad):
     "The same of a number that a formula gives, or that is none of the study's claims"
     if formula.startswith('#'): return 'not checkable',f'no claim: {formula[1:].strip()}','the-ledger'
     got = evaluate(formula, known)
     reason = f'{show_formula(formula, values)} is {show_interval(got)}'
-    if meets(got, stated(text)): return 'confirmed',reason,'derived-numbers'
+    if meets(got, stated(text)): return *_weaker('confirmed', reason, formula, bad),'derived-numbers'
     return 'inconsistent',f'{reason}, not {text}','derived-numbers'
 
 # %% ../nbs/08i_audit.ipynb #0b9e9111
@@ -106,11 +114,11 @@ def key_numbers(
 )->pd.DataFrame: # the same columns as `rows`, and `line`
     "Every number in the summary, with its verdict; `ValueError` where the table beside it misses one"
     known,by_claim = known_numbers(rows),rows.drop_duplicates('claim').set_index('claim')
-    values,out = by_claim.value.to_dict(),[]
+    values,bad,out = by_claim.value.to_dict(),_inconsistent(rows),[]
     for n,m,claim in _numbers_of(Path(folder or results_dir()/'reported')):
         unit = re.match(r'%|[A-Za-z×]*', m.string[m.end():])[0]
         if claim in by_claim.index: verdict,reason,section = _repeat(m[0], unit, by_claim.loc[claim])
-        else: verdict,reason,section = _derive(m[0], claim, known, values)
+        else: verdict,reason,section = _derive(m[0], claim, known, values, bad)
         if m[0].endswith('%+'): unit = '%'
         out.append(dict(line=n, table='key-numbers', row=_label(m.string), quantity=claim, value=m[0], unit=unit,
             source='seed', verdict=verdict, reason=reason, section=section))
@@ -129,3 +137,14 @@ def ledger()->pd.DataFrame: # `document`, `line`, the columns of a claim, `sourc
         with_ours(keys, keys.quantity).assign(document='key-numbers.md')], ignore_index=True)
     columns = 'document line table row quantity value unit source verdict reason section ours conditions'
     return both[columns.split()]
+
+# %% ../nbs/08i_audit.ipynb #037a03ce
+def conflicts(
+    rows:pd.DataFrame,  # of the ledger
+)->dict: # the tables or the claim of each conflict -> its inconsistent rows
+    "Inconsistent numbers, gathered where they belong to one conflict: the same two tables, or one number"
+    bad = rows[rows.verdict=='inconsistent']
+    tables = bad.groupby(['row','quantity']).table.transform(lambda t: ' and '.join(sorted(set(t))))
+    alone = bad.table+': '+bad['row']+', '+bad.quantity
+    about = tables.where(tables.str.contains(' and '), alone)
+    return dict(tuple(bad.groupby(about, sort=False)))

@@ -9,6 +9,7 @@ __all__ = ['stats_of', 'Batches']
 import math,time,warnings
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
 from itertools import islice
+from .core import channel_set
 from .imageset import ChannelStats,ImageSet
 from .pictures import Pictures
 import numpy as np,torch
@@ -26,30 +27,33 @@ def stats_of(
     names='RGB',  # all of them
 )->ChannelStats: # in the order of `channels`
     "Statistics of some of the channels"
-    i = [tuple(names).index(c) for c in channels]
+    i = [channel_set(names, names).index(c) for c in channel_set(channels, names)]
     return ChannelStats(stats.mean[i], stats.std[i], stats.cov[np.ix_(i,i)])
 
 # %% ../nbs/05c_batches.ipynb #b1c7fd4e
 def scale_and_offset(
     stats:ChannelStats,
+    levels:int=255,  # the number that is 1: 65535 for 16 bits
 )->tuple: # two tensors `(channels,)` float32
-    "`byte*scale+offset` has mean zero and standard deviation one"
-    return tuple(torch.tensor(o, dtype=torch.float32) for o in (1/(255*stats.std), -stats.mean/stats.std))
+    "`number*scale+offset` has mean zero and standard deviation one"
+    return tuple(torch.tensor(o, dtype=torch.float32) for o in (1/(levels*stats.std), -stats.mean/stats.std))
 
 class Standardise(Normalize):
-    "Bytes to mean zero and standard deviation one per channel"
+    "Bytes, or 16 bits, to mean zero and standard deviation one per channel"
     parameters = L('scale','offset')
-    def __init__(self, stats): self.scale,self.offset = scale_and_offset(stats)
+    def __init__(self, stats, levels=255):
+        self.scale,self.offset = scale_and_offset(stats, levels)
+        self.levels = levels
     def encodes(self, x:TensorImage):
         x = x.as_subclass(torch.Tensor)
-        if x.is_floating_point(): x = x*255               # other transforms may have made it 0..1
+        if x.is_floating_point(): x = x*self.levels               # other transforms may have made it 0..1
         b,c,h,w = x.shape
         rows = x.permute(0,2,3,1).reshape(b,h,w*c).float()
         rows.mul_(self.scale.repeat(w)).add_(self.offset.repeat(w))
         return rows.view(b,h,w,c).permute(0,3,1,2).as_subclass(TensorImage)
     def decodes(self, x:TensorImage):
         scale,offset = (o.to(x.device)[:,None,None] for o in (self.scale,self.offset))
-        return ((x-offset)/scale/255).clamp(0,1)
+        return ((x-offset)/scale/self.levels).clamp(0,1)
 
 # %% ../nbs/05c_batches.ipynb #af8fbe19
 class Batches(TfmdDL):
@@ -72,12 +76,16 @@ class Batches(TfmdDL):
     ):
         if isinstance(dataset, ImageSet):
             stats = stats_of(stats or dataset.stats, channels or dataset.channels, dataset.channels)
-            dataset,after_batch = Pictures(dataset, split, channels, train),[Standardise(stats), *L(after_batch)]
+            after_batch = [Standardise(stats, dataset.levels), *L(after_batch)]
+            dataset = Pictures(dataset, split, channels, train)
+        if not 0<=shift<=.5: raise ValueError(f'shift={shift}; expected a share of the side, from 0 to 0.5')
+        if bs is None or bs<1 or bs!=int(bs): raise ValueError(f'bs={bs}; expected 1, 2, ... pictures a batch')
         shuffle,drop_last = (train if o is None else o for o in (shuffle,drop_last))
         super().__init__(dataset.to(device), bs, shuffle, 0, do_setup=False, drop_last=drop_last, device=torch.device(device),
             after_batch=after_batch, **kwargs)
         self.train,self.seed,self.flip,self.shift,self.epoch,self.seconds = train,seed,flip,shift,0,0.
-        self._n_inp,self._types = 1,(tuple,[TensorImage,TensorCategory])
+        mask = [torch.Tensor]*(self.dataset.n_inp-1)
+        self._n_inp,self._types = self.dataset.n_inp,(tuple,[TensorImage,*mask,TensorCategory])
 
     def __len__(self): return max(self.n//self.bs, int(self.n>0)) if self.drop_last else math.ceil(self.n/self.bs)
 
@@ -123,8 +131,8 @@ def __iter__(self:Batches):
 
 @patch
 def one_batch(self:Batches):
-    x,*y = next(iter(self))
-    return x.as_subclass(TensorImage),*[o.as_subclass(TensorCategory) for o in y]
+    x,*rest = next(iter(self))
+    return x.as_subclass(TensorImage),*[o if o.dtype==torch.bool else o.as_subclass(TensorCategory) for o in rest]
 
 # %% ../nbs/05c_batches.ipynb #dbfeb2fe
 @patch
@@ -146,6 +154,6 @@ def show_batch(self:Batches, b=None, max_n=9, ctxs=None, show=True, unique=False
     "Pictures with their classes, and with channel sets where the learner draws some"
     sets = getattr(self, 'sets', None)
     if b is None and sets and not unique:
-        x,y = self.one_batch()
-        b = x,sets(*x.shape[:2]),y
+        x,*there,y = self.one_batch()
+        b = x,sets(*x.shape[:2], *there),y
     return super(Batches, self).show_batch(b, max_n, ctxs, show, unique, **kwargs)

@@ -6,64 +6,21 @@
 __all__ = ['cached']
 
 # %% ../nbs/01i_cache.ipynb #5cb16a2d
-import errno,json,os,shutil,sys,xxhash,zlib
-from concurrent.futures import ThreadPoolExecutor
+import errno,json,shutil,sys
+from dataclasses import asdict
 import numpy as np
-from .core import digest,progress,write_atomic
-from .source import SPLITS
+from .core import set_name,write_atomic
+from .names import as_text,SPLITS
 from .manifest import Manifest
-from .decode import decode,threads,Unreadable
+from .decode import decode,Unreadable
+from .planes import read_planes
+from .ranges import Ranges,to_pixels
+from .survey import set_ranges
 from .imageset import ImageSet
-from .check import bad_rows,BadImages,missing_files,read_image
+from .unusable import bad_rows,BadImages,missing_files,read_image
 from .disk import cache_home,locked,writing
+from .content import checksums,hash_of,pixel_key
 from .pixels import Pixels
-
-# %% ../nbs/01i_cache.ipynb #16041de6
-def _file_crc(m, i):
-    "CRC-32 of the file of a row; -1 where it cannot be read, which decoding will then explain"
-    try: return zlib.crc32(read_image(m, i))
-    except Unreadable: return -1
-
-def _remembered(path):
-    "Checksums of an earlier start, name -> (size, time, CRC-32); nothing where the file is damaged"
-    try: return {k:tuple(v) for k,v in json.loads(path.read_text()).items()}
-    except (OSError,ValueError,AttributeError,TypeError): return {}
-
-def _plain_crcs(m, items, home):
-    "CRC-32 of plain files by name, without reading files that were read before; `items` are `(row, Item)`"
-    memory = home/'files'/f'{digest(os.path.realpath(m.source.path))}.json'
-    old = _remembered(memory) if items else {}
-    known = {o.name:old[o.name][2] for _,o in items if o.name in old and old[o.name][:2]==(o.size,o.mtime)}
-    todo = [(i,o) for i,o in items if o.name not in known]
-    if not todo: return known
-    with ThreadPoolExecutor(threads()) as ex:
-        crcs = progress(ex.map(lambda p: _file_crc(m, p[0]), todo), 'reading files', total=len(todo))
-        new = {o.name:c for (_,o),c in zip(todo, crcs)}
-    keep = old|{o.name:(o.size,o.mtime,new[o.name]) for _,o in todo if new[o.name]>=0}
-    with writing(memory.parent):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps(keep))
-    return known|new
-
-# %% ../nbs/01i_cache.ipynb #67615e47
-def _checksums(m, rows, home):
-    "CRC-32 of the file of each row, `(len(rows),)` int64; -1 where it cannot be read"
-    items = [(i,m.source.files[m.names[i]]) for i in rows]
-    plain_files = [(i,o) for i,o in items if o.zip<0]
-    plain = _plain_crcs(m, plain_files, home)
-    return np.array([o.crc if o.zip>=0 else plain[o.name] for _,o in items], np.int64)
-
-# %% ../nbs/01i_cache.ipynb #895391b2
-_decoder = 1  # raised whenever `decode` would give other pixels
-
-def _hash(*parts):
-    as_bytes = [o if isinstance(o, bytes) else str(o).encode() for o in parts]
-    return xxhash.xxh3_128_hexdigest(b'|'.join(as_bytes))
-
-def _pixel_key(m, rows, crc, size):
-    "Identity of the decoded images of these rows, 32 hexadecimal digits"
-    lengths = np.array([m.source.files[m.names[i]].size for i in rows], np.int64)
-    return _hash(_decoder, size, np.asarray(crc,'<i8').tobytes(), lengths.astype('<i8').tobytes())
 
 # %% ../nbs/01i_cache.ipynb #2a255bcb
 def _is_undamaged(p, sums):
@@ -82,26 +39,36 @@ def _reopen(p):
     if not p.path.exists() or not p.meta.exists(): return
     print(f'cache {p.path.name}: damaged; what does not fit its checksums is decoded again', file=sys.stderr)
     d = p.read_meta()
-    if d and not d['bad']: p.write_log({s:(h,[]) for s,h in enumerate(d['sums'])})
+    if d and not d['bad'] and not d.get('absent'): p.write_log({s:(h,[]) for s,h in enumerate(d['sums'])})
     p.meta.unlink()
 
 def _open_pixels(p, get):
-    "`(row, reason)` of what is not in a file that is there and whole afterwards; `OSError` where it cannot be written"
-    if d := _whole(p): return d['bad']
+    "The declaration of a file that is there and whole afterwards; `OSError` where it cannot be written"
+    if d := _whole(p): return d
     there = p.file.stat().st_size if p.file.exists() else 0
     need = max(0, p.n*p.row-there)
     with writing(p.path, need), locked(p.path):
-        if d := _whole(p): return d['bad']
+        if d := _whole(p): return d
         if shutil.disk_usage(p.path.parent).free<need: raise OSError(errno.ENOSPC, 'full')
         _reopen(p)
         return p.build(get)
+
+# %% ../nbs/01i_cache.ipynb #2eb6411a
+def _copy_notes(m, rows, crc):
+    "Notes on files that are there twice, where that does harm"
+    lengths = [m.source.files[m.names[i]].size for i in rows]
+    _,content = np.unique(np.stack([crc, lengths]), axis=1, return_inverse=True)
+    for what,part in (('lie in more than one split',m.split), ('have more than one label',m.labels)):
+        first,_ = np.unique(np.stack([content.ravel(), part[rows]]), axis=1)
+        n = (np.bincount(first)>1).sum()
+        if n: yield f'{n:,} pictures {what}; `mils data check` names them'
 
 # %% ../nbs/01i_cache.ipynb #ee0c0e45
 def _present(m, home):
     "Rows whose file is there, their checksums, and the reason for each row that is not"
     bad = missing_files(m)
     rows = np.array([i for i in range(len(m)) if i not in bad], np.int64)
-    crc = _checksums(m, rows, home)
+    crc = checksums(m, rows, home)
     for i in rows[crc<0]:
         try:
             read_image(m, i)
@@ -121,14 +88,45 @@ def _demand(m, bad, skip_bad):
     name = m.classes[int(n.argmin())]
     raise ValueError(f'without the bad images, class {name!r} has no training image\n{e}') from None
 
-def _image_set(m, rows, crc, size, images, skipped):
+def _image_set(m, rows, crc, p, skipped, **channels):
     "An `ImageSet` of rows of a manifest"
     labels,split = m.labels[rows],m.split[rows]
-    pixels = _pixel_key(m, rows, crc, size)
-    key = _hash(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
+    pixels = pixel_key(m, rows, crc, p.size, channels.get('ranges'))
+    key = hash_of(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
     splits = {k:np.flatnonzero(split==i) for i,k in enumerate(SPLITS)}
     names = [m.names[i] for i in rows]
-    return ImageSet(images, labels, splits, m.classes, names, key[:16], source=m.source.path.name, skipped=skipped)
+    notes = [*m.notes, *_copy_notes(m, rows, crc)]
+    source = as_text(m.source.path.name)
+    return ImageSet(p.array(), labels, splits, m.classes, names, key[:16], source=source, skipped=skipped, notes=notes, **channels)
+
+# %% ../nbs/01i_cache.ipynb #b81ce89e
+def _known_ranges(m, rows, crc, home, channels, rules, bits):
+    "The ranges of a set, found once; `None` for photographs"
+    key = hash_of(1, crc.astype('<i8').tobytes(), m.split[rows].tobytes(), set_name(channels) if channels else (), rules, bits)
+    memory = home/'ranges'/f'{key[:20]}.json'
+    try: return Ranges(**json.loads(memory.read_text()))
+    except (OSError,ValueError,TypeError): pass
+    r = set_ranges(m, channels, rules, bits)
+    if r is None: return None
+    with writing(memory.parent):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(memory, json.dumps(asdict(r)))
+    return r
+
+def _reader(m, rows, size, ranges):
+    "What decodes an image by its number: pixels, and the channels that it lacks"
+    def photo(i): return decode(read_image(m, int(rows[i])), size),[]
+    def channels(i):
+        x,there = to_pixels(read_planes(read_image(m, int(rows[i]))), ranges, size)
+        return x,np.flatnonzero(~there).tolist()
+    return photo if ranges is None else channels
+
+def _availability(d, n, c, gaps):
+    "Which channels each picture has, `(n, c)` bool; `None` where all have all"
+    if not d.get('absent'): return None
+    there = np.ones((n,c), bool)
+    for i,absent in d['absent']: there[i,absent] = False
+    return np.delete(there, gaps, 0)
 
 # %% ../nbs/01i_cache.ipynb #ff90c82a
 def cached(
@@ -136,14 +134,19 @@ def cached(
     size:int=64,  # pixels
     skip_bad:bool=False,  # go on without files that cannot be used
     cache_dir=None,  # folder for the cache; by default `MILS_CACHE` or `~/.cache/mils`
+    channels=None,  # names, for files that hold other things than photographs, see `find_ranges`
+    rules:str=None,  # ranges of the channels, see `parse_rules`
+    bits:int=8,  # of a pixel, 8 or 16
 )->ImageSet:
     "The images of a manifest, decoded once; `BadImages` where some cannot be used"
     home = cache_home(cache_dir)
     rows,crc,bad = _present(m, home)
-    p = Pixels(home/'pixels'/f'{size}px-{_pixel_key(m, rows, crc, size)[:20]}', len(rows), size)
-    def get(i): return decode(read_image(m, int(rows[i])), size)
-    gaps = _open_pixels(p, get) if len(rows) else []
-    bad |= {int(rows[i]):why for i,why in gaps}
+    r = _known_ranges(m, rows, crc, home, channels, rules, bits) if len(rows) else None
+    p = Pixels(home/'pixels'/f'{size}px-{pixel_key(m, rows, crc, size, r)[:20]}', len(rows), size, len(r) if r else 3, bits)
+    d = _open_pixels(p, _reader(m, rows, size, r)) if len(rows) else dict(bad=[])
+    gaps = [i for i,_ in d['bad']]
+    bad |= {int(rows[i]):why for i,why in d['bad']}
     _demand(m, bad, skip_bad)
-    good = np.delete(np.arange(len(rows)), [i for i,_ in gaps])
-    return _image_set(m, rows[good], crc[good], size, p.kept(gaps).array(), len(bad))
+    good,about = np.delete(np.arange(len(rows)), gaps),{}
+    if r: about = dict(ranges=r, channels=set_name(r.names), there=_availability(d, len(rows), len(r), gaps))
+    return _image_set(m, rows[good], crc[good], p.kept(gaps), len(bad), **about)

@@ -9,8 +9,10 @@ __all__ = ['main']
 import json,sys
 from pathlib import Path
 from .core import lookup,write_atomic
-from .specs import load_typed,parse_classes,parse_networks,parse_numbers
+from .ranges import Ranges
+from .specs import at_least,load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
+import mils.shipping  # noqa: F401   # `mils export`
 
 # %% ../nbs/11b_cli.ipynb #58eea628
 def _out_folder(protocol, out, record, runs='runs'):
@@ -20,11 +22,15 @@ def _out_folder(protocol, out, record, runs='runs'):
     out.mkdir(parents=True, exist_ok=True)
     return out
 
-def _protocol_data(protocol, data, skip_bad):
-    "The data of a protocol"
+def _protocol_data(protocol, data, skip_bad, root):
+    "The data of a protocol, with the channels and ranges that the runs below `root` were trained on"
     from mils.protocols import protocols
-    p = lookup(protocols, protocol, 'protocol')
-    return load_typed(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived'))
+    p,how = lookup(protocols, protocol, 'protocol'),{}
+    about = next((json.loads(f.read_text()) for f in sorted(root.glob('*/config.json'))), {})
+    if 'ranges' in about:
+        r = Ranges(**about['ranges'])
+        how = dict(channels=r.names, rules=r.rules, bits=r.bits)
+    return load_typed(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived'), **how)
 
 # %% ../nbs/11b_cli.ipynb #21f28204
 @command(name='convert')
@@ -37,11 +43,12 @@ def convert_sweep(
     methods:str=None,  # such as covariance,rebuilt; default: every way of converting
     skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
-    "Test a sweep's RGB networks on every channel set without training, and keep the stems of its others"
+    "Test a sweep's plain networks on every channel set without training, and keep the stems of its others"
     from mils.converted import convert_runs,plain_runs
     from mils.stems import collect_stems
-    ds,root,out = _protocol_data(protocol, data, skip_bad),Path(runs)/protocol,_out_folder(protocol, out, record, runs)
-    if collect_stems(root, ds, out) and not plain_runs(root): return
+    root,out = Path(runs)/protocol,_out_folder(protocol, out, record, runs)
+    ds = _protocol_data(protocol, data, skip_bad, root)
+    if collect_stems(root, ds, out) and not plain_runs(root, ds.channels): return
     preds = convert_runs(root, ds, out, methods=methods.split(',') if methods else None)
     by = [preds.method, preds.recalibrated, preds.channels]
     acc = (preds['rank']<1).groupby(by, observed=True, sort=False).mean().unstack()
@@ -59,8 +66,8 @@ def fuse_sweep(
 ):
     "Compare a sweep's trained networks with what is deployed of them, on every test picture"
     from mils.deployed import deployed_runs
-    ds,out = _protocol_data(protocol, data, skip_bad),_out_folder(protocol, out, record, runs)
-    t = deployed_runs(Path(runs)/protocol, ds, out)
+    root,out = Path(runs)/protocol,_out_folder(protocol, out, record, runs)
+    t = deployed_runs(root, _protocol_data(protocol, data, skip_bad, root), out)
     print(t.to_string(index=False))
 
 # %% ../nbs/11b_cli.ipynb #5d107658
@@ -76,6 +83,7 @@ def measure_costs(
     protocol:str,  # whose networks, such as task-b
     networks:str=None,  # others than the protocol's, quoted: "strict4:fine=2 resnet34:stem=half,cifar"
     rounds:int=15,  # of timing, all networks in turn
+    batch:int=None,  # of predictions and of a training step; default: what is useful for each network, and 128
     device:str='cpu',  # or cuda
     out:str=None,  # folder for the table, costs.csv or costs-cuda.csv; default: results/ and the protocol's name below runs/
     record:bool=False,  # into the recorded tables in results/, which the report reads
@@ -84,6 +92,7 @@ def measure_costs(
     from mils.identity import environment
     from mils.protocols import protocols
     from mils.costs import cost_table
+    at_least(1, rounds=rounds)
     p = lookup(protocols, protocol, 'protocol')
     arms = parse_networks(networks) if networks else p['arms']
     nets = [dict(model=a['model'], **a.get('options', {})) for a in arms]
@@ -91,7 +100,7 @@ def measure_costs(
     if p.get('classes'): n_classes = len(parse_numbers(p['classes']))
     else: n_classes = load_typed(p['data'], p['size']).n_classes
     env = environment(device)
-    t = cost_table(nets, n_classes, p['size'], rounds=rounds, device=device, precision=p['precision'])
+    t = cost_table(nets, n_classes, p['size'], batch, batch or 128, rounds, device, p['precision'])
     t = t.assign(**{k:env[k] for k in ('machine','cores','torch')})
     path = _out_folder(protocol, out, record)/('costs.csv' if env['device']=='cpu' else 'costs-cuda.csv')
     if networks: t = _with_rows_of_others(t, path)
@@ -113,6 +122,9 @@ def time_training(
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import compare_speed
+    at_least(1, size=size, rounds=rounds, n_train=n_train)
+    at_least(2, epochs=epochs)
+    at_least(0, photo_size=photo_size)
     net,*more = parse_networks(network)
     if more or 'dynamic' in net: raise ValueError(f'{network!r}; expected one plain network, such as small_cnn or wide_resnet:width=2')
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -149,8 +161,13 @@ def fill_facts():
 def make_live_page(
     out:str='nbs/report/live',  # folder of the page's files
     epochs:int=15,  # of the training on chroma
+    photos:str=None,  # a finished run on photographs: its network is exported, and nothing trained
 ):
-    "Train the small network of the live page and export it, with a mask and folded"
+    "Train the small network of the live page and export it, with a mask and folded; or export one for photographs"
+    if photos:
+        from mils.photos import write_photos
+        print(write_photos(photos, out))
+        return
     from mils.live import write_live
     folder = write_live(out, epochs=epochs)
     print(f"{len(list(folder.glob('*.onnx')))} networks and their pictures, in {folder}")
@@ -159,10 +176,17 @@ def make_live_page(
 def build_report(
     out:str='_docs',  # folder for the pages
     stored:bool=False,  # show the notebooks' stored outputs instead of running the report again
+    serve:bool=False,  # then show the pages at a port of this machine, until interrupted
+    port:int=8000,  # of this machine
 ):
     "Build the report site and print the path of its first page"
     from mils.site import build_site
     build_site(out, execute=not stored)
+    if not serve: return
+    from mils.serve import site_server
+    with site_server(out, port) as server:
+        print(f'http://127.0.0.1:{server.server_port}/report/index.html, until Ctrl-C', flush=True)
+        server.serve_forever()
 
 # %% ../nbs/11b_cli.ipynb #1329dbc7
 def _usage():

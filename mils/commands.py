@@ -7,11 +7,13 @@ __all__ = []
 
 # %% ../nbs/11a_commands.ipynb #a23028f1
 import json,sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
-from .core import lookup,Registry
-from .specs import load_typed,parse_classes,parse_networks,parse_numbers,parse_settings,registered_names
+from .core import channel_set,lookup,Registry,set_name
+from .specs import (at_least,load_typed,parse_channels,parse_classes,parse_networks,parse_numbers,parse_settings,parse_shares,
+                        registered_names)
 
 # %% ../nbs/11a_commands.ipynb #90eb9427
 commands = Registry('command')
@@ -59,22 +61,44 @@ def run_command(
 # %% ../nbs/11a_commands.ipynb #785e7482
 @command(name='data')
 def prepare_data(
-    action:str,  # `check`: tell what is in a set; `get`: download one; `cache`: decode it beforehand
+    action:str,  # `check`: tell what is in a set, with status 3 for harmful copies; `get`: download one; `cache`: decode it beforehand
     target:str,  # a folder or zip; `course`, `tiny-imagenet` or `cifar100`; or `chroma`, which is made on the spot
     size:int=64,  # pixels of the side, for `cache`
     classes:str=None,  # labels to keep, such as 0-49; default: all
     skip_bad:bool=False,  # `cache` goes on without unreadable images
+    channels:str=None,  # names of the channels, for files that do not say them: "bright field,DNA"
+    range:str=None,  # which values of the files are 0 and 1: type, percentiles, 0:4095, or by channel: DNA=0:4095,NIR=type
+    bits:int=8,  # of a pixel in the cache: 8 or 16
 ):
     "Check, download or decode a data set"
     from mils import sets
     def check():
         from mils.check import check
-        report = check(sets.data_path(target), parse_classes(classes))
+        report = check(sets.data_path(target), parse_classes(classes), parse_channels(channels), range)
         print(report)
-        return int(bool(report.bad))
+        return 1 if report.bad else 3 if report.across or report.torn else 0
     def get(): print(sets.get_data(target))
-    def cache(): print(load_typed(target, size, classes, skip_bad))
+    def cache(): print(load_typed(target, size, classes, skip_bad, channels=parse_channels(channels), rules=range, bits=bits))
     return lookup(dict(check=check, get=get, cache=cache), action, 'action')()
+
+# %% ../nbs/11a_commands.ipynb #6cbfe4e4
+def _accuracy_lines(accuracy, names, most=32):
+    "A line a channel set; where there are many sets, a line for all sets of a size"
+    wide = max(len(a['channels']) for a in accuracy)
+    splits = {a['split']:[o for o in accuracy if o['split']==a['split']] for a in accuracy}
+    for split,rows in splits.items():
+        if len(rows)<=most:
+            for a in rows: yield f'{split:5} {a["channels"]:{wide}} top-1 {a["top1"]:6.1%}  top-5 {a["top5"]:6.1%}  ({a["n"]:,} images)'
+            continue
+        yield f'{split:5} {len(rows)} of the {2**len(names)-1:,} channel sets, drawn once and for all, of each size so many:'
+        by_size = {}
+        for a in rows: by_size.setdefault(len(channel_set(a['channels'], names)), []).append(a)
+        for size,some in by_size.items():
+            top = sorted(some, key=lambda a: a['top1'])
+            mean = sum(a['top1'] for a in some)/len(some)
+            yield f'{size:5} channels, {len(some)} sets: top-1 {mean:6.1%}, '\
+                  f'from {top[0]["top1"]:.1%} ({top[0]["channels"]}) to {top[-1]["top1"]:.1%}'
+
 
 # %% ../nbs/11a_commands.ipynb #10a1f0f1
 @command(name='train')
@@ -83,7 +107,7 @@ def train_network(
     data:str='chroma',  # a folder, a zip, or the name of a data set
     size:int=64,  # pixels of the side; chroma has 32
     classes:str=None,  # labels to keep, such as 0-49; default: all
-    channels:str='RGB',  # what the network gets to see
+    channels:str=None,  # what the network gets to see, in its order: GB or R+NIR; names channels that files do not name; default: all
     recipe:str='same',  # same, seed or seed-baseline
     set:str='',  # changes to the recipe, such as lr=0.001:bs=64
     epochs:int=10,  # passes over the training images
@@ -91,6 +115,10 @@ def train_network(
     precision:str=None,  # float32 or bfloat16; default: what is fast on this machine
     runs:str='runs/train',  # folder for the run; the same command continues an interrupted run
     skip_bad:bool=False,  # go on without unreadable images
+    range:str=None,  # which values of the files are 0 and 1: type, percentiles, 0:4095, or by channel: DNA=0:4095,NIR=type
+    bits:int=8,  # of a pixel in the cache: 8 or 16
+    always:str=None,  # channels that every set drawn in training has, such as R+NIR
+    share:str=None,  # share of the sets drawn in training that have a channel: DNA=0.8,NIR=0.5
 ):
     "Train one network and print its accuracy"
     from mils.config import Config
@@ -98,19 +126,21 @@ def train_network(
     arms,changes = parse_networks(network),parse_settings(set)
     n = len(arms)*len(changes)
     if n!=1: raise ValueError(f'{network!r} {set!r} is {n} runs; `mils sweep` does several')
-    cfg = Config(**arms[0], channels=channels, recipe=recipe, overrides=changes[0], epochs=epochs, seed=seed, precision=precision)
-    run = train_run(cfg, load_typed(data, size, classes, skip_bad), runs)
+    names = parse_channels(channels)
+    cfg = Config(**arms[0], recipe=recipe, overrides=changes[0], epochs=epochs, seed=seed, precision=precision)
+    ds = load_typed(data, size, classes, skip_bad, channels=names, rules=range, bits=bits)
+    cfg = replace(cfg, channels=channel_set(names or ds.channels, ds.channels), shares=parse_shares(always, share))
+    run = train_run(cfg, ds, runs)
     done = json.loads((run/'DONE').read_text())
     print(f'{run}\n{done["parameters"]:,} parameters, {done["seconds"]:.0f} s of training, {done["images_per_s"]:,.0f} images/s')
-    for a in done['accuracy']:
-        print(f'{a["split"]:5} {a["channels"]:4} top-1 {a["top1"]:6.1%}  top-5 {a["top5"]:6.1%}  ({a["n"]:,} images)')
+    for line in _accuracy_lines(done['accuracy'], cfg.names): print(line)
 
 # %% ../nbs/11a_commands.ipynb #fbfd1fd0
-def _plan(p, present, networks, channels, set, precision, **typed):
+def _plan(p, present, networks, sets, set, precision, **typed):
     "The `Config`s of a protocol on data with the channels `present`, with what was typed in the place of what it says"
     from mils.arms import grid
     typed = {k:v for k,v in typed.items() if v is not None}
-    channel_sets = [{'channels':c} for c in channels.split(',')] if channels else [{}]
+    channel_sets = [{'channels':set_name(channel_set(c, present))} for c in sets] or [{}]
     given = parse_networks(networks) if networks else p['arms']
     arms = []
     for changes,arm,asked in product(parse_settings(set), given, channel_sets):
@@ -127,6 +157,14 @@ def _without_recorded(cfgs, ds, folds, table):
     known = {*pd.read_csv(table, usecols=['run']).run}
     return [c for c in cfgs if run_name(c, seed_set(ds, c.seed, folds)) not in known]
 
+# %% ../nbs/11a_commands.ipynb #fab1bd65
+def _sweep_data(protocol, p, data, size, classes, *about, **more):
+    "What a sweep trains on; `ValueError` names `--classes` where the protocol's are not in the data"
+    try: return load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), *about, **more)
+    except ValueError as e:
+        if classes or not str(e).startswith('classes:'): raise
+        raise ValueError(f"{e}. {protocol} is meant for the classes {p['classes']}; --classes takes others") from None
+
 # %% ../nbs/11a_commands.ipynb #9c143976
 @command(name='sweep')
 def run_sweep(
@@ -137,7 +175,7 @@ def run_sweep(
     epochs:int=None,  # default: as the protocol says
     size:int=None,  # pixels of the side; default: as the protocol says
     classes:str=None,  # labels to keep, such as 0-49; default: as the protocol says
-    channels:str=None,  # what the networks get to see; several multiply: RGB,GB,R; default: all, or as the protocol says
+    channels:str=None,  # what the networks get to see; several multiply: RGB,GB,R+NIR; default: all, or as the protocol says
     recipe:str=None,  # same, seed or seed-baseline; default: as the protocol says
     set:str='',  # changes to the recipe, on top of the protocol's; several values multiply: lr=0.001,0.002
     runs:str='runs',  # runs live in a folder of the protocol's name below
@@ -145,6 +183,8 @@ def run_sweep(
     jobs:int=1,  # runs at a time, each with its share of the processor's cores
     skip_recorded:bool=False,  # leave out runs that the tables in results/ hold already, trained elsewhere
     skip_bad:bool=False,  # go on without unreadable images
+    range:str=None,  # which values of the files are 0 and 1: type, percentiles, 0:4095, or by channel: DNA=0:4095,NIR=type
+    bits:int=8,  # of a pixel in the cache: 8 or 16
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
     from mils.protocols import protocols
@@ -152,9 +192,12 @@ def run_sweep(
     from mils.sweeps import sweep_runs
     p = lookup(protocols, protocol, 'protocol')
     folds = p.get('folds', False)
-    ds = load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'))
+    sets = [parse_channels(o) for o in channels.split(',')] if channels else []
+    names = tuple(dict.fromkeys(c for s in sets for c in s)) or None
+    at_least(1, jobs=jobs, size=size)
+    ds = _sweep_data(protocol, p, data, size, classes, skip_bad, p.get('derived'), channels=names, rules=range, bits=bits)
     seeds = parse_numbers(seeds) if seeds else None
-    cfgs = _plan(p, ds.channels, networks, channels, set, precision, epochs=epochs, seeds=seeds, recipe=recipe)
+    cfgs = _plan(p, ds.channels, networks, sets, set, precision, epochs=epochs, seeds=seeds, recipe=recipe)
     if skip_recorded: cfgs = _without_recorded(cfgs, ds, folds, results_dir()/protocol/'runs.csv')
     root = Path(runs)/protocol
     failed = sweep_runs(cfgs, ds, root, jobs=jobs, folds=folds)

@@ -6,9 +6,11 @@
 __all__ = ['recipes', 'Config']
 
 # %% ../nbs/05e_config.ipynb #c86b4dfa
+import ast,math
 from dataclasses import dataclass,field
+from numbers import Integral
 from fastcore.basics import patch
-from .core import channel_set,lookup
+from .core import channel_set,lookup,set_name
 from .generators import generators
 from .models import check_options
 from .optim import opts,schedules
@@ -21,6 +23,53 @@ recipes = {
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
     'seed-baseline': dict(opt='sgd',   lr=0.1,  wd=1e-4, bs=256, smoothing=0.0, schedule='multistep', shift=1/16, flip=True)}
 
+_without = dict(average=0., mixup=0., cutmix=0., small=1., teacher='', teaching=.9)
+recipes = {name:{**r, **_without} for name,r in recipes.items()}
+
+# %% ../nbs/05e_config.ipynb #17f4b904
+_limits = dict(lr=(0, math.inf), wd=(0, math.inf), bs=(1, math.inf), smoothing=(0, 1), shift=(0, .5))
+
+def _check_setting(name, v, usual):
+    "`ValueError` for the value of a recipe's setting that is no number where one belongs, or none that makes sense"
+    if isinstance(usual, bool):
+        if v not in (True,False): raise ValueError(f'{name}={v!r}; expected True or False')
+    if name not in _limits: return
+    low,high = _limits[name]
+    whole = isinstance(usual, int)
+    if isinstance(v, Integral if whole else (int,float)) and math.isfinite(v) and low<=v<=high: return
+    span = f'from {low} on' if high==math.inf else f'from {low} to {high}'
+    raise ValueError(f'{name}={v!r}; expected a {"whole "*whole}number {span}, such as {usual}')
+
+def _check_counts(**counts):
+    "`ValueError` for what is no whole number, or below where it begins; each is `(value, begin)`"
+    for name,(v,begin) in counts.items():
+        if not isinstance(v, Integral) or v<begin: raise ValueError(f'{name}={v!r}; expected {begin} or more')
+
+# %% ../nbs/05e_config.ipynb #dcaa4b7e
+def _check_levers(cfg):
+    "`ValueError` for levers that do not go together"
+    s = cfg.settings
+    if s['mixup'] and s['cutmix']: raise ValueError('mixup and cutmix both mix the labels; choose one')
+    if s['average'] and cfg.sampling!='none': raise ValueError('average re-estimates batch norms on one channel set; this network has more')
+    for k in ('average','teaching'):
+        if not 0<=s[k]<1: raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
+    if not 0<s['small']<=1: raise ValueError(f"small={s['small']}; expected a share of the side, up to 1")
+    cfg.teacher
+
+# %% ../nbs/05e_config.ipynb #2eece401
+def _check_sampling(cfg):
+    "`ValueError` for ways of sampling channel sets that do not go together"
+    if cfg.distill and cfg.views<2: raise ValueError(f'distill={cfg.distill} needs views of 2 or more: one to teach, one to learn')
+    if cfg.distill and cfg.names in cfg.held_out: raise ValueError('distill lets the full set teach, and it is held out')
+    if len(cfg.held_out)==2**len(cfg.names)-1: raise ValueError('every channel set is held out')
+    for c,share in cfg.shares.items():
+        channel_set([c], cfg.channels)
+        if not 0<share<=1: raise ValueError(f'the share of channel {c} is {share}; expected more than 0, and 1 for always')
+    if cfg.sampling=='none' and (cfg.views>1 or cfg.held_out or cfg.shares):
+        raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
+    if cfg.sampling!='none' and not cfg.dynamic:
+        raise ValueError(f'sampling={cfg.sampling!r} needs dynamic=True: a plain stem takes no mask')
+
 # %% ../nbs/05e_config.ipynb #3aa7ddc6
 _precisions = ('float32','bfloat16')
 
@@ -29,7 +78,7 @@ class Config:
     "Everything that a run's result depends on, besides data and code"
     model:str='small_cnn'  # see `list_models`
     options:dict=field(default_factory=dict)  # of the model, such as `width`
-    channels:str='RGB'  # what the network gets to see
+    channels:str='RGB'  # what the network gets to see, in the order in which it takes them, see `channel_set`
     dynamic:bool=False  # a stem for every subset of `channels`
     generator:str='covariance'  # of a dynamic stem's kernels, see `generators`
     attention:bool=False  # over the channels of a dynamic stem
@@ -37,6 +86,7 @@ class Config:
     views:int=1  # channel sets with which a picture is seen in a step
     distill:float=0.  # share of the loss by which the full view teaches the others
     held_out:tuple=()  # channel sets that are never drawn
+    shares:dict=field(default_factory=dict)  # channel -> share of the drawn sets that have it; 1: always in
     recipe:str='same'  # see `recipes`
     overrides:dict=field(default_factory=dict)  # of the recipe, such as `lr`
     epochs:int=10
@@ -46,27 +96,48 @@ class Config:
     def __post_init__(self):
         check_options(self.model, self.options)
         known = lookup(recipes, self.recipe, 'recipe')
-        for k,v in self.overrides.items():
-            a_number = isinstance(lookup(known, k, 'recipe setting'), (int,float))
-            if a_number and not isinstance(v, (int,float)): raise ValueError(f'{k}={v!r}; expected a number such as {known[k]}')
+        for k,v in self.overrides.items(): _check_setting(k, v, lookup(known, k, 'recipe setting'))
+        _check_counts(epochs=(self.epochs,1), seed=(self.seed,0), views=(self.views,1))
+        if not 0<=self.distill<=1: raise ValueError(f'distill={self.distill}; expected a share of the loss, from 0 to 1')
         lookup(opts, self.settings['opt'], 'optimiser')
         lookup(schedules, self.settings['schedule'], 'schedule')
         lookup(samplings, self.sampling, 'sampling')
         lookup(generators, self.generator, 'generator')
         object.__setattr__(self, 'precision', self.precision or ('bfloat16' if has_bf16(default_device()) else 'float32'))
         lookup(dict.fromkeys(_precisions), self.precision, 'precision')
-        object.__setattr__(self, 'held_out', tuple(channel_set(o, self.channels) for o in self.held_out))
-        if self.distill and self.views<2: raise ValueError(f'distill={self.distill} needs views of 2 or more: one to teach, one to learn')
-        if self.distill and tuple(self.channels) in self.held_out: raise ValueError('distill lets the full set teach, and it is held out')
-        if len(self.held_out)==2**len(self.channels)-1: raise ValueError('every channel set is held out')
-        if self.sampling=='none' and (self.views>1 or self.held_out):
-            raise ValueError("views and held_out need a sampling, such as sampling='sample'")
-        if self.sampling!='none' and not self.dynamic:
-            raise ValueError(f'sampling={self.sampling!r} needs dynamic=True: a plain stem takes no mask')
-        if self.epochs<1: raise ValueError(f'epochs={self.epochs}; expected 1 or more')
+        object.__setattr__(self, 'channels', set_name(channel_set(self.channels, self.channels)))
+        object.__setattr__(self, 'held_out', tuple(self._sorted(o) for o in self.held_out))
+        _check_sampling(self)
+        _check_levers(self)
+
+    @property
+    def names(self)->tuple: return channel_set(self.channels, self.channels)
+
+    def _sorted(self, channels):
+        "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
+        return tuple(sorted(channel_set(channels, self.channels), key=self.names.index))
 
 # %% ../nbs/05e_config.ipynb #d9f21b53
 @patch(as_prop=True)
 def settings(self:Config)->dict:
     "Those of the recipe, with what is overridden"
     return {**recipes[self.recipe], **self.overrides}
+
+# %% ../nbs/05e_config.ipynb #1597fb2b
+def typed_value(
+    text:str,
+): # a number, `True` or `None` where the text is one, else the text
+    "What was typed for a setting"
+    try: return ast.literal_eval(text)
+    except (ValueError,SyntaxError): return text
+
+# %% ../nbs/05e_config.ipynb #270cc7a4
+@patch(as_prop=True)
+def teacher(self:Config)->Config:
+    "What teaches this one, or nothing; `ValueError` for a network that does not exist"
+    if not self.settings['teacher']: return None
+    model,*words = self.settings['teacher'].split()
+    options = {k:typed_value(v) for k,v in (w.split('=') for w in words)}
+    overrides = {k:v for k,v in self.overrides.items() if k not in _without}
+    return Config(model, options, self.channels, recipe=self.recipe, overrides=overrides, epochs=self.epochs, seed=self.seed,
+        precision=self.precision)

@@ -29,9 +29,9 @@ class ConstantFill(nn.Module):
         full[:,self.rows] = x
         return self.net(full)
 
-def _black(net, channels, stats, x):
+def _black(net, channels, stats, x, names='RGB'):
     values = torch.tensor(-stats.mean/stats.std, dtype=torch.float32)
-    return ConstantFill(deepcopy(net), ['RGB'.index(c) for c in channels], values)
+    return ConstantFill(deepcopy(net), [names.index(c) for c in channels], values)
 
 # %% ../nbs/06g_conversions.ipynb #c500fc0f
 def matched_kernel(
@@ -70,13 +70,13 @@ def patch_kernel(
 # %% ../nbs/06g_conversions.ipynb #280403fa
 def _generated(name):
     "A conversion by a generator that needs no training"
-    def f(net, channels, stats, x): return convert(deepcopy(net), 'RGB', stats, generator=name).fold(channels)
+    def f(net, channels, stats, x, names='RGB'): return convert(deepcopy(net), names, stats, generator=name).fold(channels)
     return f
 
 def _with_kernel(kernel):
     "A conversion by a kernel in the place of the first one"
-    def f(net, channels, stats, x):
-        net = convert(deepcopy(net), 'RGB', stats)
+    def f(net, channels, stats, x, names='RGB'):
+        net = convert(deepcopy(net), names, stats)
         conv = net.stem.fold(channels)
         conv.weight.data.copy_(kernel(net.stem, channels, x))
         net.net.set_submodule(net.path, conv)
@@ -84,11 +84,11 @@ def _with_kernel(kernel):
     return f
 
 # %% ../nbs/06g_conversions.ipynb #f0f701b6
-conversions = {      # name -> function of (network, channel set, statistics, normalised pictures)
+conversions = {      # name -> function of (network, channel set, statistics, normalised pictures, names of all channels)
     'black':      _black,
     'zero_fill':  _generated('zero_fill'),
     'rescale':    _generated('rescale'),
     'gray':       _generated('gray'),
     'covariance': _generated('covariance'),
     'matched':    _with_kernel(lambda stem,channels,x: matched_kernel(stem, channels)),
-    'patch':      _with_kernel(lambda stem,channels,x: patch_kernel(stem.fold('RGB'), stem.rows(channels), x))}
+    'patch':      _with_kernel(lambda stem,channels,x: patch_kernel(stem.fold(stem.channels), stem.rows(channels), x))}

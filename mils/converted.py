@@ -6,12 +6,12 @@
 __all__ = ['convert_runs']
 
 # %% ../nbs/06h_converted.ipynb #d3372318
-import itertools
+import itertools,math
 from pathlib import Path
-from .core import channel_sets,lookup,progress,set_name,write_atomic
+from .core import lookup,progress,set_name,write_atomic
 from .imageset import ImageSet
 from .batches import Batches
-from .prediction import predict,recalibrate
+from .prediction import predict,probe_sets,recalibrate
 from .runs import load_run
 from .sweeps import run_set
 from .tables import finished_runs,grow_table
@@ -29,13 +29,97 @@ def _in_and_out(net, layer, x):
     finally: hook.remove()
     return got[0]
 
-def _inputs(m, h):
-    "The inputs of a convolution or linear layer as rows, with a one at the end, whose weight is the bias"
-    if isinstance(m, nn.Conv2d): h = F.unfold(h, m.kernel_size, m.dilation, m.padding, m.stride)
-    h = by_position(h)
-    return torch.cat([h, h.new_ones(len(h),1)], 1)
+def _same(size, kernel, stride, dilation):
+    "Padding before and behind with which `size` positions become `size/stride`, as TensorFlow has it"
+    short = max((math.ceil(size/stride)-1)*stride+(kernel-1)*dilation+1-size, 0)
+    return short//2,short-short//2
+
+def padded(
+    m:nn.Conv2d,
+    h:torch.Tensor,  # its input
+)->torch.Tensor:
+    "The input with the convolution's padding"
+    if m.padding_mode!='zeros': raise ValueError(f"padding_mode={m.padding_mode!r}; layers with zeros around can be solved")
+    if m.padding=='same': pairs = [divmod(d*(k-1), 2) for k,d in zip(m.kernel_size, m.dilation)]
+    if m.padding=='same': sides = [(half,half+odd) for half,odd in pairs]
+    elif type(m).__name__=='Conv2dSame': sides = [_same(*o) for o in zip(h.shape[2:], m.kernel_size, m.stride, m.dilation)]
+    else: sides = [(p,p) for p in ((0,0) if m.padding=='valid' else m.padding)]
+    return F.pad(h, (*sides[1],*sides[0]))
+
+
+# %% ../nbs/06h_converted.ipynb #edebfe8c
+def patches(
+    m:nn.Conv2d,
+    h:torch.Tensor,  # `(batch, channels, height, width)` its input
+    at=None,  # which positions of its output, row by row and picture by picture; default: all
+)->torch.Tensor: # `(positions, channels, kernel height, kernel width)`
+    "What the kernel sees"
+    h = padded(m, h)
+    for dim,k,s,d in zip((2,3), m.kernel_size, m.stride, m.dilation): h = h.unfold(dim, (k-1)*d+1, s)[...,::d]
+    p = h.permute(0,2,3,1,4,5)
+    if at is None: return p.flatten(0,2)
+    return p[at//(p.shape[1]*p.shape[2]), at//p.shape[2]%p.shape[1], at%p.shape[2]]
+
+def inputs_of(
+    m,  # a convolution or linear layer
+    h:torch.Tensor,  # its input
+    at=None,  # as for `patches`
+)->torch.Tensor: # `(positions, inputs + 1)`, or a matrix for each group
+    "Inputs as rows, with a one at the end, whose weight is the bias"
+    groups = getattr(m, 'groups', 1)
+    if isinstance(m, nn.Conv2d): h = patches(m, h, at)
+    else: h = h.flatten(0, -2) if at is None else h.flatten(0, -2)[at]
+    h = h.flatten(1)
+    if groups>1: h = h.unflatten(1, (groups,-1)).transpose(0,1)
+    return torch.cat([h, h.new_ones(*h.shape[:-1],1)], -1)
+
+def outputs_of(
+    m,  # a convolution or linear layer
+    t:torch.Tensor,  # its output
+)->torch.Tensor: # `(positions, outputs)`, or a matrix for each group
+    "Outputs as rows"
+    t = by_position(t) if isinstance(m, nn.Conv2d) else t.flatten(0, -2)
+    groups = getattr(m, 'groups', 1)
+    return t.unflatten(1, (groups,-1)).transpose(0,1) if groups>1 else t
+
 
 # %% ../nbs/06h_converted.ipynb #26536610
+def solution(
+    HH:torch.Tensor,  # `(..., inputs + 1, inputs + 1)` products of inputs with inputs, float64
+    HT:torch.Tensor,  # `(..., inputs + 1, outputs)` products of inputs with what should come out
+    ridge:float,  # as a share of the mean square of the inputs
+    old=0.,  # `(..., inputs + 1, outputs)` weights that the ridge pulls to
+)->torch.Tensor: # `(..., inputs + 1, outputs)`
+    "Weights by least squares, with a ridge for all but the bias"
+    square = torch.diagonal_copy(HH, dim1=-2, dim2=-1)[...,:-1].mean(-1, keepdim=True).clamp(min=1e-9)
+    small = F.pad((ridge*square).expand(*HH.shape[:-2], HH.shape[-1]-1), (0,1))
+    return torch.linalg.solve(HH+small.diag_embed(), HT+small[...,None]*old)
+
+def put(
+    m,  # a convolution or linear layer, changed in place
+    W:torch.Tensor,  # `(..., inputs + 1, outputs)`
+):
+    "Give a layer its weights and bias"
+    W = W.mT.flatten(0, -2)
+    m.weight.copy_(W[:,:-1].reshape(m.weight.shape))
+    m.bias = nn.Parameter(W[:,-1].to(m.weight.dtype).clone())
+
+
+# %% ../nbs/06h_converted.ipynb #ed9fc2e8
+def _is_plain(m): return type(m) in (nn.Conv2d,nn.Linear) or type(m).__name__=='Conv2dSame'
+
+def solvable(
+    net:nn.Module,
+)->list: # of paths
+    "Convolutions and linear layers in their order; `ValueError` where there is none, or one that does something else with its weights"
+    inside = [k for k,m in net.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    layers = {k:m for k,m in net.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear))}
+    odd = [f'{k} (MultiheadAttention)' for k in inside]
+    odd += [f'{k} ({type(m).__name__})' for k,m in layers.items() if not _is_plain(m)]
+    if odd: raise ValueError(f'{", ".join(odd[:3])}: only nn.Conv2d, Conv2dSame and nn.Linear can be solved')
+    if not layers: raise ValueError(f'{type(net).__name__} has no nn.Conv2d and no nn.Linear to solve')
+    return list(layers)
+
 @torch.no_grad()
 def solve_layer(
     net:nn.Module,  # for one channel set; changed in place
@@ -44,18 +128,14 @@ def solve_layer(
     batches:list,  # pairs of the same normalised pictures, for `net` and for `full`
     ridge:float=.1,  # as a share of the mean square of the inputs
 ):
-    "Weights and bias with which a layer of `net` gives most nearly what it gives in `full`; `ValueError` for a convolution in groups"
+    "Weights and bias with which a layer of `net` gives most nearly what it gives in `full`"
     m,HH,HT = net.get_submodule(layer),0.,0.
-    if getattr(m, 'groups', 1)!=1: raise ValueError(f'{layer} is a convolution in {m.groups} groups')
     for a,b in batches:
-        h,t = _in_and_out(net, layer, a)[0],by_position(_in_and_out(full, layer, b)[1])
-        h = _inputs(m, h)
-        HH,HT = HH+(h.T@h).double(),HT+(h.T@t).double()
-    small = ridge*HH.diag()[:-1].mean()*torch.ones(len(HH), dtype=HH.dtype)
-    small[-1] = 0                                                        # the bias is free
-    W = torch.linalg.solve(HH+small.diag(), HT).T.float()
-    m.weight.copy_(W[:,:-1].reshape(m.weight.shape))
-    m.bias = nn.Parameter(W[:,-1].clone())
+        h = inputs_of(m, _in_and_out(net, layer, a)[0])
+        t = outputs_of(m, _in_and_out(full, layer, b)[1])
+        HH,HT = HH+(h.mT@h).double(),HT+(h.mT@t).double()
+    put(m, solution(HH, HT, ridge))
+
 
 # %% ../nbs/06h_converted.ipynb #d2a3d2c1
 solved_layers = {'readout': 1, 'rebuilt': None}    # name -> how many of the last layers are solved anew, none: all
@@ -69,7 +149,7 @@ def solve_layers(
     ridge:float=.1,  # see `solve_layer`; chosen of three on validation images
 )->nn.Module: # `net`, in evaluation mode
     "Solve layers anew from the first to the last, with batch norms re-estimated on the way"
-    layers = [k for k,m in full.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear))]
+    layers = solvable(full)
     for k in layers[-(last or len(layers)):]:
         recalibrate(net, batches)
         solve_layer(net, full, k, batches, ridge)
@@ -83,30 +163,31 @@ def _ways(methods):
     if not methods: return every
     return [(k,again) for k,again in every if k in methods]
 
-def _converted(net, channels, method, again, stats, x, batches):
+def _converted(net, channels, method, again, stats, x, batches, names):
     "`net` for a channel set, in one of the ways"
-    one = conversions[method if method in conversions else 'covariance'](net, channels, stats, x[:512]).eval()
+    one = conversions[method if method in conversions else 'covariance'](net, channels, stats, x[:512], names).eval()
     if method in solved_layers: return solve_layers(one, net, batches, solved_layers[method])
     if again: recalibrate(one, batches)
     return one
 
 def _each_way(net, ds, n, ways):
     "Test predictions of a network on every channel set in every way"
-    stats = ds.stats
+    stats,names = ds.stats,tuple(ds.channels)
     pictures = Batches(ds, 'train', stats, bs=512, train=True)
     x = torch.cat([x for x,_ in itertools.islice(pictures, max(1, n//512))])
-    for s in channel_sets():
-        batches = [(o[:,['RGB'.index(c) for c in s]],o) for o in x.split(512)]
+    for s in probe_sets(names):
+        batches = [(o[:,[names.index(c) for c in s]],o) for o in x.split(512)]
         for method,again in ways:
-            p = predict(_converted(net, s, method, again, stats, x, batches), ds, 'test', trained=s, stats=stats)
+            p = predict(_converted(net, s, method, again, stats, x, batches, names), ds, 'test', trained=s, stats=stats)
             yield p[['image','rank']].assign(method=method, recalibrated=again, channels=set_name(s))
 
 # %% ../nbs/06h_converted.ipynb #eadedc87
 def plain_runs(
     root,  # a folder of runs
+    channels='RGB',  # all those of the data
 )->list: # of (configuration, folder)
-    "Finished runs of networks with a plain stem on RGB"
-    return [(c,f) for c,f in finished_runs(root) if not c['dynamic'] and tuple(c['channels'])==tuple('RGB')]
+    "Finished runs of networks with a plain stem on all channels"
+    return [(c,f) for c,f in finished_runs(root) if not c['dynamic'] and set_name(c['channels'])==set_name(channels)]
 
 # %% ../nbs/06h_converted.ipynb #2232a424
 @torch.no_grad()
@@ -117,11 +198,11 @@ def convert_runs(
     n:int=4096,  # pictures for re-estimated statistics and solved layers
     methods=None,  # names from `conversions` and `solved_layers`; default: all
 )->pd.DataFrame: # a row a test image: `run`, `seed`, `method`, `recalibrated`, `channels`, `image`, `rank`
-    "Test predictions of every plain RGB network below `root` on every channel set, converted in every way"
+    "Test predictions of every plain network on all channels below `root` on every channel set, see `probe_sets`, converted in every way"
     ways,preds = _ways(methods),[]
-    for cfg,folder in progress(plain_runs(root), 'runs'):
+    for cfg,folder in progress(plain_runs(root, ds.channels), 'runs'):
         for p in _each_way(load_run(folder).net, run_set(folder, ds), n, ways): preds.append(p.assign(run=folder.name, seed=cfg['seed']))
-    if not preds: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
+    if not preds: raise ValueError(f'no plain network on {set_name(ds.channels)} among the finished runs in {root}')
     small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}
     columns = ['image','rank','run','seed','method','recalibrated','channels']
     preds = pd.concat(preds, ignore_index=True)[columns].astype(small)

@@ -13,30 +13,44 @@ from itertools import combinations
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #85c8c347
+def _names(channels):
+    "The names in a set, or in a string of one"
+    if not isinstance(channels, str) or '+' not in channels: return tuple(channels)
+    return tuple(c.strip() for c in channels.removesuffix('+').split('+'))
+
 def channel_set(
-    channels,  # a string of one-letter names (`"GB"`) or a sequence of names (`["R", "NIR"]`)
-    names='RGB',  # every channel there is, in the order in which tensors hold them
-)->tuple: # the names, in the order of `names`
-    "Check a channel set and put it in order; `ValueError` for an unknown, repeated or missing channel"
-    got,known = tuple(channels),tuple(names)
+    channels,  # a sequence of names, or a string: `"GB"`; with longer names `"R+NIR"`, and `"NIR+"` for one alone
+    names='RGB',  # every channel there is, written likewise
+)->tuple: # the names, in the order of `channels`
+    "Check a channel set; `ValueError` for an unknown, repeated or missing channel"
+    if isinstance(channels, (set,frozenset)): raise ValueError(f'{channels!r} has no order; write the names in the order of x')
+    got,known = _names(channels),_names(names)
+    if bad := [c for c in known if not isinstance(c, str) or not c or set(c)&set('+,')]:
+        raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, no + and no comma")
     if not got: raise ValueError(f"empty channel set; choose one or more of {', '.join(known)}")
     if bad := [c for c in got if c not in known]:
-        raise ValueError(f"unknown channel {', '.join(map(repr,bad))} in {channels!r}; possible: {', '.join(known)}")
+        hint = ''
+        if len(got)>1 and all(len(c)==1 for c in got):
+            hint = f"; longer names are joined by +, and one alone ends in it: {''.join(got)+'+'!r}"
+        raise ValueError(f"unknown channel {', '.join(map(repr,bad))} in {channels!r}; possible: {', '.join(known)}{hint}")
     if len(set(got))<len(got): raise ValueError(f"channel given twice in {channels!r}; each of {', '.join(known)} may appear once")
-    return tuple(sorted(got, key=known.index))
+    return got
 
 # %% ../nbs/00_core.ipynb #06f6236b
 def channel_sets(
     names='RGB',  # every channel there is
 )->list: # all `2**len(names) - 1` sets, the largest first
     "Every non-empty channel set"
-    return [s for n in range(len(names),0,-1) for s in combinations(tuple(names), n)]
+    names = _names(names)
+    return [s for n in range(len(names),0,-1) for s in combinations(names, n)]
 
 def set_name(
     channels,  # a channel set
-)->str: # `"GB"`; names longer than a letter are joined by `+`
-    "How a channel set is written in tables"
-    return ('' if all(len(c)==1 for c in channels) else '+').join(channels)
+)->str: # `"GB"`, `"R+NIR"`, `"NIR+"`
+    "How a channel set is written in tables, and may be typed"
+    names = _names(channels)
+    if all(len(c)==1 for c in names): return ''.join(names)
+    return '+'.join(names if len(names)>1 else (*names,''))
 
 def network_name(
     model:str,

@@ -143,10 +143,10 @@ def _counts(net, used, size):
     return dict(depth=d.ops, depth_with_gates=d.ops_with_gates, nonlinear_depth=d.nonlinear, blocks=d.blocks,
         parameters=parameters(net), parameters_deployed=parameters(used), multiply_adds=m, flops=2*m)
 
-def _measures(used, size, device):
-    "The largest useful batch, and the millijoules of a picture alone and in such a batch"
+def _measures(used, size, device, batch):
+    "A batch, by default the largest useful one, and the millijoules of a picture alone and in such a batch"
     sizes = (1,4,16,64,256) if device.type=='cpu' else (1,4,16,64,256,1024,4096)
-    batch = int(throughput(used, size, sizes).query('useful').batch.iloc[0])
+    if batch is None: batch = int(throughput(used, size, sizes).query('useful').batch.iloc[0])
     one,many = _pictures(1, size, device),_pictures(batch, size, device)
     alone,source = energy(lambda: used(one), device)
     together,_ = energy(lambda: used(many), device)
@@ -170,6 +170,7 @@ def cost_table(
     networks,  # dicts of a model's name and options: `dict(model='wide_resnet', width=2)`
     n_classes:int=100,
     size:int=64,  # pixels
+    batch:int=None,  # of predictions; default: what is useful for each network
     train_batch:int=128,  # of a training step
     rounds:int=15,  # in each of which all take turns
     device='cpu',
@@ -190,7 +191,7 @@ def cost_table(
         used,name = fuse_norms(net),network_name(model, options)
         row = dict(network=name, **_counts(net, used, size))
         nets[name],steps[name] = used,_training(net, _pictures(train_batch, size, device), precision)
-        row |= _measures(used, size, device)
+        row |= _measures(used, size, device, batch)
         row['memory_mib'] = peak_memory(model, n_classes, size, 1, False, device, precision, **options)/2**20
         row['train_memory_mib'] = peak_memory(model, n_classes, size, train_batch, True, device, precision, **options)/2**20
         rows.append(row)

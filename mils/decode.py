@@ -9,8 +9,10 @@ __all__ = ['Unreadable', 'decode', 'threads']
 import io,os
 import numpy as np
 from PIL import Image,ImageOps,UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+from .formats import damage,foreign_kind,pieces_damage
 
 # %% ../nbs/01d_decode.ipynb #f8d5127f
 class Unreadable(ValueError): "A file that is not a whole image; the message is the reason"
@@ -52,36 +54,50 @@ def _upright(im):
     return im.transpose(Image.Transpose[_turns[orientation]]) if orientation in _turns else im
 
 # %% ../nbs/01d_decode.ipynb #016b4300
-def _has_end(b):
-    "Whether a JPEG has an end marker behind its first scan"
-    at = 2
-    while at+4<=len(b) and b[at]==0xff and b[at+1]!=0xda:
-        if b[at+1]==0xff: at += 1                                      # padding
-        else: at += 2+int.from_bytes(b[at+2:at+4], 'big')
-    return b.find(b'\xff\xd9', at)>=0
-
 def _reason(e, b):
     "Why an image cannot be opened, in a few words"
     if isinstance(e, UnidentifiedImageError): return f'not an image (begins with {b[:16]!r})'
-    if isinstance(e, Image.DecompressionBombError): return f'too many pixels ({e})'
+    if isinstance(e, Image.DecompressionBombError): return f'too many pixels ({e}); store it smaller'
     return f'truncated ({e})' if 'trunc' in str(e).lower() else f'damaged ({type(e).__name__}: {e})'
+
+def _check_pieces(im, n):
+    "`Unreadable` for a TIFF whose pieces do not lie within its `n` bytes"
+    starts,lengths = next(((im.tag_v2.get(s), im.tag_v2.get(k)) for s,k in ((273,279), (324,325)) if s in im.tag_v2), ((),()))
+    plain = im.info.get('compression')=='raw' and 324 not in im.tag_v2
+    expected = im.height*(im.width*sum(im.tag_v2.get(258, (1,)))//8) if plain else 0
+    if why := pieces_damage(starts or (), lengths or (), n, expected): raise Unreadable(why)
 
 # %% ../nbs/01d_decode.ipynb #c5324335
 _formats = 'JPEG','PNG','BMP','GIF',TiffImageFile.format,WebPImageFile.format,'PPM'
+_most = 2*Image.MAX_IMAGE_PIXELS  # pixels of a picture in memory; Pillow's own limit
 
+def _opened(b, size):
+    "A picture with its size known, not decoded yet; `size` as in `open_image`"
+    try: im = Image.open(io.BytesIO(b), formats=_formats)
+    except Image.DecompressionBombError:
+        if not size or not b.startswith(b'\xff\xd8'): raise
+        im = JpegImageFile(io.BytesIO(b))
+        if im.info.get('progressive'): raise
+    im.info.update(original=im.size, stored=im.mode)
+    if size and im.format in ('JPEG','MPO'): im.draft(None, (2*size,2*size))
+    if im.width*im.height>_most: raise Image.DecompressionBombError(f'{im.width} x {im.height}')
+    return im
+
+# %% ../nbs/01d_decode.ipynb #8726fd81
 def open_image(
     b:bytes,  # a file
     size:int=None,  # the size that will be needed; larger JPEGs may be decoded smaller, but not below twice that
 )->Image.Image: # upright; its original size and mode are in `info['original']` and `info['stored']`
     "Open and decode an image; `Unreadable` with a reason for anything else"
     if not b: raise Unreadable('empty file')
-    if b[:2]==b'\xff\xd8' and not _has_end(b): raise Unreadable('truncated: no end of image')
+    if kind := foreign_kind(b): raise Unreadable(f'{kind}, which is not read here; convert it to JPEG or PNG')
+    if why := damage(b): raise Unreadable(why)
     try:
-        im = Image.open(io.BytesIO(b), formats=_formats)
-        info = dict(original=im.size, stored=im.mode)
-        if size and im.format in ('JPEG','MPO'): im.draft(None, (2*size,2*size))
+        im = _opened(b, size)
+        if im.format=='TIFF': _check_pieces(im, len(b))
+        info = {k:im.info[k] for k in ('original','stored')}
         im.load()
-    except MemoryError: raise
+    except (MemoryError,Unreadable): raise
     except Exception as e: raise Unreadable(_reason(e, b)) from None
     im = _upright(im)
     im.info.update(info)

@@ -7,7 +7,7 @@ __all__ = ['deployed_runs']
 
 # %% ../nbs/06j_deployed.ipynb #5471d887
 from pathlib import Path
-from .core import progress,write_atomic
+from .core import progress,set_name,write_atomic
 from .imageset import ImageSet
 from .profile import fuse_norms
 from .batches import Batches
@@ -35,13 +35,13 @@ def deployed_runs(
     ds:ImageSet,  # the data they were trained on
     out=None,  # folder for `deployed.csv`, which grows
 )->pd.DataFrame: # `run`, `seed`, `images`, `gap`, `same`
-    "`deployed_gap` of every plain network on RGB below `root`, on all test pictures; `ValueError` where there is none"
+    "`deployed_gap` of every plain network on all channels below `root`, on all test pictures; `ValueError` where there is none"
     rows = []
-    for cfg,folder in progress(plain_runs(root), 'runs'):
+    for cfg,folder in progress(plain_runs(root, ds.channels), 'runs'):
         own = run_set(folder, ds)
         gap = deployed_gap(load_run(folder).net, Batches(own, 'test', own.stats, bs=256))
         rows.append(dict(run=folder.name, seed=cfg['seed'], **gap))
-    if not rows: raise ValueError(f'no plain network on RGB among the finished runs in {root}')
+    if not rows: raise ValueError(f'no plain network on {set_name(ds.channels)} among the finished runs in {root}')
     t = pd.DataFrame(rows)
     if out:
         t = grow_table(t, Path(out)/'deployed.csv')

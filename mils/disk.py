@@ -46,15 +46,16 @@ def writing(
 # %% ../nbs/01g_disk.ipynb #c6a292a2
 @contextmanager
 def locked(
-    path,  # what to lock; the lock lies beside it
+    path,  # what to lock; the lock lies beside it, or in it where the path ends with a slash
+    wait:bool=True,  # for another process
 ):
-    "Only one process at a time; the system frees the lock of a killed one"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    "Only one process at a time; `filelock.Timeout` where another one is there and `wait` is false"
     lock = FileLock(f'{path}.lock')
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try: lock.acquire(timeout=0)
     except Timeout:
-        print(f'{path.name}: waiting for another process', file=sys.stderr)
+        if not wait: raise
+        print(f'{Path(path).name}: waiting for another process', file=sys.stderr)
         lock.acquire()
     try: yield
     finally: lock.release()

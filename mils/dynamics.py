@@ -69,14 +69,14 @@ class _Listen(TorchFunctionMode):
 @torch.no_grad()
 def dead_units(
     net:nn.Module,  # put into evaluation mode
-    batches,  # of `(x, y)`, as from `Batches`
+    batches,  # of `(x, y)`, as from `Batches`, or `(x, mask, y)`
     least:float=1e-6,  # a unit that varies by less is dead
 )->pd.DataFrame: # a row an activation, in the order of calls: `units`, `dead`
     "Units whose output is the same for all pictures and positions"
     net.eval()
     with _Listen() as heard:
-        for x,_ in batches:
+        for *x,_ in batches:
             heard.restart()
-            net(x)
+            net(*x)
     rows = [dict(units=len(h), dead=int((h-l<least).sum())) for l,h in zip(heard.low, heard.high)]
     return pd.DataFrame(rows, columns=['units','dead']).rename_axis('activation').reset_index()

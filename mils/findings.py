@@ -69,3 +69,13 @@ def conditions_of(
     t = runs[keys].drop_duplicates()
     if len(t)!=1: raise ValueError(f'runs of different conditions:\n{t.to_string(index=False)}')
     return Conditions(*map(int, t.iloc[0]))
+
+# %% ../nbs/09_findings.ipynb #6e8272ed
+class Table:
+    "A table that is shown as Markdown; its first column may be an index with a name"
+    def __init__(self, frame):
+        self.frame = frame.reset_index() if frame.index.name else frame
+    def _repr_markdown_(self):
+        rows = [self.frame.columns, ['---']*self.frame.shape[1], *self.frame.fillna('').astype(str).values]
+        return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in rows)
+    __repr__ = _repr_markdown_

@@ -6,30 +6,76 @@
 __all__ = []
 
 # %% ../nbs/01b_folders.ipynb #cbd78568
-import xxhash
+import re,unicodedata,xxhash
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import NamedTuple
 import numpy as np
-from .source import is_image,Source
-from .lists import ClassNames,Row,text_lines
+from .names import is_image,is_text,split_name,SPLITS
+from .source import Source
+from .rows import text_lines
+from .lists import Row
+from .classes import ClassNames
 
 # %% ../nbs/01b_folders.ipynb #838bf197
-_split_dirs = dict(train='train', val='val', valid='val', validation='val', test='test')
+def _beginning(paths, start=0, stop=lambda name: False):
+    "The level at which paths, as lists of folders and a file, part; `stop` tells a folder that is no mere wrapper"
+    while True:
+        names = {p[start] for p in paths if len(p)>start+1}
+        deeper = any(p[start+1:-1] not in ([],['images']) for p in paths)
+        if len(names)!=1 or not deeper or stop(*names): return start
+        start += 1
 
-def _first_dirs(names, skip): return {o[skip:].split('/')[0] for o in names}
+# %% ../nbs/01b_folders.ipynb #268dca64
+def _split_folders(paths, start):
+    "The folders that are splits, name -> split; `ValueError` where there is a test and nothing to train on"
+    folders = {p[start] for p in paths if len(p)>start+1}
+    deep = {p[start] for p in paths if p[start+1:-1] not in ([],['images'])}
+    groups = {}
+    for o in sorted(folders):
+        split,rest = split_name(o)
+        if split: groups.setdefault(rest, {})[o] = split
+    for rest,found in sorted(groups.items()):
+        train = [o for o,s in found.items() if s=='train']
+        if train and (len(set(found.values()))>1 or not rest and deep&set(train)): return found
+    if lost := [o for o in groups.get((), ()) if o in deep]:
+        raise ValueError(f'{lost[0]}/ is called like a split, and there is no folder of training pictures; call it train/')
+    return {}
 
-def _image_tree(src):
-    "Images of a source, and how many letters of their names are folders around everything"
-    names,skip = [o for o in src.files if is_image(o)],0
-    while names and all(o.count('/', skip)>1 for o in names):
-        dirs = _first_dirs(names, skip)
-        if len(dirs)>1 or dirs&set(_split_dirs): break
-        skip += len(dirs.pop())+1
-    return names,skip
+# %% ../nbs/01b_folders.ipynb #6a17ab8c
+class Place(NamedTuple):
+    "What the folders of a picture say"
+    split:str  # empty where they say nothing
+    folder:str  # the class; empty where it lies in no class folder
+    deeper:bool  # whether there are folders below that of the class
 
-def _class_dir(name):
-    "The folder of an image, as a class"
-    folder,_,_ = name.rpartition('/')
-    if folder=='images': return ''
-    return folder.removesuffix('/images')
+def _place(p, start, split=''):
+    "Of a picture below a split, or without one"
+    inside = p[start:-1]
+    if not inside or inside==['images']: return Place(split, '', False)
+    return Place(split, unicodedata.normalize('NFC', inside[0]), inside[1:] not in ([],['images']))
+
+def _below_classes(paths, start):
+    "Splits below the classes: whether every class has them"
+    below = [split_name(p[start+1]) if len(p)>start+2 else (None,()) for p in paths]
+    return bool(below) and all(s and not rest for s,rest in below) and 'train' in {s for s,_ in below}
+
+def _places(paths):
+    "The `Place` of each picture, and the folders that are splits"
+    start = _beginning(paths, stop=lambda name: split_name(name)[0] and not split_name(name)[1])
+    tops = {p[start] for p in paths if len(p)>start+1}
+    spelled = [split_name(o) for o in tops]
+    alike = len(tops)>1 and all(s for s,_ in spelled) and len({rest for _,rest in spelled})==1          # seg_train and seg_test
+    if not alike and _below_classes(paths, start):
+        return [Place(split_name(p[start+1])[0], _place(p, start).folder, False) for p in paths],{}
+    splits = _split_folders(paths, start)
+    if not splits: return [_place(p, start) for p in paths],{}
+    of = {s:[p for p in paths if len(p)>start+1 and splits.get(p[start])==s] for s in SPLITS}
+    starts = dict(train=_beginning(of['train'], start+1))
+    trained = {_place(p, starts['train']).folder for p in of['train']}
+    for s in ('val','test'): starts[s] = _beginning(of[s], start+1, lambda name: unicodedata.normalize('NFC', name) in trained)
+    found = [splits.get(p[start]) if len(p)>start+1 else None for p in paths]
+    return [_place(p, starts[s], s) if s else Place('', '', False) for p,s in zip(paths, found)],splits
 
 # %% ../nbs/01b_folders.ipynb #faebe390
 def _annotated(src):
@@ -39,38 +85,47 @@ def _annotated(src):
     cells = [l.split('\t') for l in lines if '\t' in l]
     return {f'val/images/{name}':label for name,label,*_ in cells}
 
-def _dictionary(src):
-    "What `words.txt` calls the classes"
-    if 'words.txt' not in src: return {}
-    return dict(l.split('\t')[:2] for _,l in text_lines(src.text('words.txt')) if '\t' in l)
+def _class_names(src, folders):
+    "Names for class folders: their own, or what `words.txt` says of WordNet ids, where that is unique"
+    names = folders
+    if 'words.txt' in src and all(re.fullmatch('n[0-9]{8}', o) for o in folders):
+        words = dict(l.split('\t')[:2] for _,l in text_lines(src.text('words.txt')) if '\t' in l)
+        names = [words.get(o, o).split(',')[0] for o in folders]
+        if len(set(names))<len(folders): names = folders
+    return ClassNames(names, {o:i for i,o in enumerate(folders)}, [])
 
-def _folder_names(src, dirs):
-    "Short class names for class folders: what `words.txt` calls them, or the last folder, where that is unique"
-    words = _dictionary(src)
-    names = [words.get(d, d.split('/')[-1]).split(',')[0] for d in dirs]
-    if len(set(names))<len(dirs): names = dirs
-    return ClassNames(names, {d:i for i,d in enumerate(dirs)}, [])
+# %% ../nbs/01b_folders.ipynb #2a20d0f9
+def _others(src, folders):
+    "A note on files in class folders that are no pictures"
+    tops = {o.split('/')[0] for o in folders}
+    names = [o for o in src.files if '/' in o and o.split('/')[0] in tops and not is_image(o) and not is_text(o)]
+    if not names: return
+    kinds = Counter(PurePosixPath(o).suffix.lower() or 'without an ending' for o in names)
+    yield f'{len(names):,} files are no pictures and are left out: '+', '.join(f'{n:,} {k}' for k,n in kinds.most_common(4))
+
+def _notes(src, names, places, splits):
+    "What a person should know"
+    if any(s!=o for o,s in splits.items()): yield 'splits: '+', '.join(f'{s} is {o}/' for o,s in splits.items())
+    out = Counter(n.rpartition('/')[0] for n,p in zip(names, places) if not p.folder)
+    for folder,n in sorted(out.items())[:5]:
+        yield f'{n:,} images in {folder or "the folder itself"} lie in no class folder and are left out'
+    if len(out)>5: yield f'so are {sum(n for _,n in sorted(out.items())[5:]):,} more, in {len(out)-5:,} folders'
+    deeper = [n for n,p in zip(names, places) if p.deeper]
+    if deeper: yield f'{len(deeper):,} images lie in folders below that of their class, such as {deeper[0]}'
+    yield from _others(src, [n for n,p in zip(names, places) if p.folder])
+    if src.empty: yield f'{len(src.empty):,} folders are empty: '+', '.join(src.empty[:4])
 
 # %% ../nbs/01b_folders.ipynb #a2d92e7b
 def read_folders(
     src:Source,
 )->tuple: # rows, `ClassNames`, notes
-    "Images in class folders"
-    names,skip = _image_tree(src)
-    split = 'train' in _first_dirs(names, skip)
-    labels,rows,left_out = _annotated(src),[],0
-    for n in names:
-        if n in labels:
-            rows.append(Row(n, labels[n], 'test'))
-            continue
-        head,rest = '',n[skip:]
-        if split: head,_,rest = rest.partition('/')
-        folder = _class_dir(rest)
-        if folder and not split: rows.append(Row(n, folder, ''))
-        elif folder and head in _split_dirs: rows.append(Row(n, folder, _split_dirs[head]))
-        else: left_out += 1
-    notes = [f'{left_out:,} images lie in no class folder and are left out'] if left_out else []
-    return rows,_folder_names(src, sorted({r.label for r in rows})),notes
+    "Images in class folders; `ValueError` where there is something to test and nothing to train on"
+    labels = _annotated(src)
+    names = [o for o in src.files if is_image(o)]
+    places,splits = _places([o.split('/') for o in names])
+    places = [Place('test', labels[n], False) if n in labels else p for n,p in zip(names, places)]
+    rows = [Row(n, p.folder, p.split) for n,p in zip(names, places) if p.folder]
+    return rows,_class_names(src, sorted({r.label for r in rows})),list(_notes(src, names, places, splits))
 
 # %% ../nbs/01b_folders.ipynb #5094f608
 def stratified(

@@ -102,6 +102,15 @@ def show_formula(
         return values.get(m[0], m[0])
     return _part.sub(words, formula).replace('*',' × ').replace('/',' / ')
 
+# %% ../nbs/08a_formulas.ipynb #8171e4f6
+def _swapped(text, ranges):
+    "The number with two neighbouring digits swapped, if one of the ranges holds it"
+    for i in range(len(text)-1):
+        pair = text[i:i+2]
+        if not pair.isdigit(): continue
+        other = text[:i]+pair[::-1]+text[i+2:]
+        if any(meets(stated(other), r) for r in ranges): return other
+
 # %% ../nbs/08a_formulas.ipynb #3787450b
 def check_derived(
     claims:pd.DataFrame,  # as from `read_claims`
@@ -111,15 +120,20 @@ def check_derived(
     known = known_numbers(claims)
     values = claims.set_index('claim').value.to_dict()
     for o in claims[claims.claim.isin(list(formulas))].itertuples():
-        others,fits = [],None
+        others,ranges,fits = [],[],None
         for f in _readings(formulas[o.claim]):
             got = evaluate(f, known)
             if f in values: how = f'{f} is {values[f]}'
             else: how = f'{show_formula(f, values)} is {show_interval(got)}'
+            ranges.append(got)
             if not meets(got, allowed_by(o)): others.append(how)
             elif fits is None: fits = how
-        if fits: yield o.Index,'confirmed',fits
-        else: yield o.Index,'inconsistent',f'{" and ".join(others)}, not {o.value}'
+        if fits:
+            yield o.Index,'confirmed',fits
+            continue
+        reason,slip = f'{" and ".join(others)}, not {o.value}',_swapped(o.value, ranges)
+        if slip: reason += f'; {slip}, with two digits swapped, would follow'
+        yield o.Index,'inconsistent',reason
 
 # %% ../nbs/08a_formulas.ipynb #dad4f341
 def show_findings(

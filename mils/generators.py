@@ -9,6 +9,7 @@ __all__ = ['generators', 'register_generator', 'completion', 'Generator', 'Covar
 import importlib,pkgutil
 from fastcore.basics import patch
 from .core import Registry
+from .akin import Akin,grow
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ class Generator(nn.Module):
     "Matrices `P(S)` from channel masks, so that the kernel of a set S is `weight @ P(S)`"
     exact = True          # the kernel of the full set is the convolution that was taken over, to the last bit
     gate_all = True       # attention works on every set, not on the full set only
+    tells = False         # filters have a bias for each absent channel, which the layer keeps
     def __init__(self,
         n:int,  # number of channels
         corr:torch.Tensor=None,  # `(n, n)` correlation of the channels; none takes them as unrelated
@@ -41,8 +43,8 @@ class Generator(nn.Module):
     def spread(self, weight:torch.Tensor)->torch.Tensor: # `(out, n, h, w)` to `(out, slots, h, w)`
         "The weight that serves the full set as `weight` did"
         return weight
-    def extend(self, weight:torch.Tensor, like:int, kernel=0.)->torch.Tensor: # `(out, slots+1, h, w)`
-        "One more channel, the last, akin to channel number `like`; sets without it keep their kernels; its slot begins with `kernel`"
+    def extend(self, weight:torch.Tensor, like:Akin, kernel=0.)->torch.Tensor: # `(out, slots+1, h, w)`
+        "One more channel, the last, akin to others; sets without it keep their kernels; its slot begins with `kernel`"
         self.n,self.slots = self.n+1,self.slots+1
         return torch.cat([weight, torch.zeros_like(weight[:,:1])+kernel], 1)
 
@@ -68,14 +70,17 @@ class Covariance(Generator):
         L = self.cholesky()
         return L@L.T
     def forward(self, mask):
+        if mask.is_meta: return completion(self.cov(), mask)                 # shapes alone: nothing is rounded
         with torch.autocast(mask.device.type, enabled=False): return completion(self.cov(), mask)
 
 # %% ../nbs/02_generators.ipynb #d2ab3864
 @patch
-def extend(self:Covariance, weight, like, r=0.95):
-    L = self.cholesky().detach()
-    row = torch.cat([r*L[like], (1-r**2)**.5*L[like].norm()[None]])
-    self.factor = nn.Parameter(torch.cat([self.factor.detach(), row]))
+def extend(self:Covariance, weight, like):
+    L,parts = self.cholesky().detach(),like.shares.abs()
+    deviation = torch.ones(()).to(L) if not parts.any() else parts.to(L)@L.norm(dim=1)/parts.sum()
+    mixture = torch.nn.functional.normalize(like.mix(L), dim=0)
+    row = torch.cat([like.r*mixture, L.new_tensor([(1-like.r**2)**.5])])*deviation
+    grow(self.factor, torch.cat([self.factor.detach(), row]))
     return Generator.extend(self, weight, like)
 
 # %% ../nbs/02_generators.ipynb #b145473e

@@ -28,8 +28,9 @@ _cheap = dict(                      # options of networks that are large without
     wide_resnet=dict(width=1), wide_resnet_blocks=dict(width=1), resnet34=dict(stem='imagenet'), convmixer=dict(nf=40),
     wide_convnext=dict(nf=(36,100)), resnest4=dict(mid=(16,32,64,128)), **{f'strict{d}':dict(width=.25) for d in (2,3,4,6)})
 _more = {                           # options that recorded runs use
-    'strict4': [dict(fine=2), dict(parts='double'), dict(parts='conv+point'), dict(init='normal'), dict(dropout=.3)],
+    'strict4': [dict(fine=2), dict(parts='double'), dict(parts='conv+point'), dict(init='normal'), dict(dropout=.3), dict(parts='fade')],
     'wide_resnet_blocks': [dict(init='fan_out'), dict(blocks=3)]}
+_levers = dict(average=.9, mixup=.4, cutmix=1., small=.5, teacher='small_cnn')
 
 # %% ../nbs/06m_golden.ipynb #56541d8b
 def golden_configs()->dict: # name of the trace -> `Config`
@@ -50,17 +51,21 @@ def golden_configs()->dict: # name of the trace -> `Config`
         'setting views':     config(**_dynamic, views=3),
         'setting distill':   config(**_dynamic, views=2, distill=.5),
         'setting held_out':  config(**_dynamic, held_out=('RB','G')),
-        'setting seed':      config(seed=1)}
+        'setting seed':      config(seed=1)} | {f'lever {k}':config(overrides={'bs':10, k:v}) for k,v in _levers.items()}
 
 # %% ../nbs/06m_golden.ipynb #53e74618
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 
 class _Traced(Callback):
     "Train in float64 or float32, and keep the loss of each step"
     order = 0
     def __init__(self, dtype): self.dtype,self.steps = dtype,[]
     def before_fit(self): self.model.to(self.dtype)
-    def before_batch(self): self.learn.xb = (self.x.to(self.dtype),)
+    def before_batch(self):
+        self.learn.xb = (self.x.to(self.dtype),)
+        for cb in self.learn.cbs:
+            if isinstance(cb, MixHandler): cb.lam = cb.lam.to(self.dtype)
     def before_backward(self): self.steps.append(self.learn.loss_grad.item())
 
 @lru_cache
@@ -92,6 +97,12 @@ def _untrained(model, size):
     x = x.repeat_interleave(size//32, 2).repeat_interleave(size//32, 3)
     return _surprise(create_model(model, 20, size=size).double().eval()(x))[0]
 
+def _stranger(cfg, dtype):
+    "A teacher who knows nothing, where one is asked for"
+    if not cfg.teacher: return None
+    torch.manual_seed(1)
+    return create_model(cfg.teacher.model, 20, size=32).to(dtype)
+
 @contextmanager
 def _threads(n):
     "Within it, torch works with `n` threads"
@@ -109,7 +120,7 @@ def golden_trace(
     "Take the four steps: two epochs of two"
     cfg = golden_configs()[name]
     with _threads(threads):
-        learn = get_learner(cfg, _images(2*cfg.settings['bs']), 'cpu')
+        learn = get_learner(cfg, _images(2*cfg.settings['bs']), 'cpu', teacher=_stranger(cfg, dtype))
         traced = _Traced(dtype)
         learn.add_cb(traced)
         learn.fit(cfg.epochs)

@@ -155,3 +155,24 @@ def check_granularity(
     if not ns: return
     most_runs = max(runs.values(), default=1)
     for i,o in shares.iterrows(): yield i,*_reading(o, ns, most_runs)
+
+# %% ../nbs/08b_granularity.ipynb #add1faa8
+def _fits_twice(texts, n, sure):
+    "Whether many more accuracies are multiples of 1/2n than of 1/n, which chance would not give"
+    others = [t for t in texts if not reachable(t, n)]
+    hits = sum(bool(reachable(t, 2*n)) for t in others)
+    once,twice = (chance_reachable(k, max(map(_n_decimals, texts))) for k in (n,2*n))
+    if once>=1: return False
+    return bool(binom.sf(hits-1, len(others), (twice-once)/(1-once))<sure)
+
+def allowed_sizes(
+    claims:pd.DataFrame,  # as from `read_claims`
+    sure:float=1e-6,  # as for `check_granularity`
+)->list: # of numbers of pictures
+    "Stated sizes that the accuracies do not speak against, and twice a size that most accuracies fit better"
+    against = {i for i,verdict,_ in check_granularity(claims, sure) if verdict=='inconsistent'}
+    ns = sorted({n for i,n in stated_sizes(claims).items() if i not in against})
+    shares = picture_shares(claims)
+    texts = shares[shares.scale==100].drop_duplicates('text').text.tolist()
+    if texts: ns += [2*n for n in ns if _fits_twice(texts, n, sure)]
+    return ns

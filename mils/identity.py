@@ -34,11 +34,12 @@ def declared(
     v = dict(training=versions['training'], model=models.versions[cfg.model])
     if cfg.dynamic: v |= dict(stem=versions['stem'], generator=generators.versions[cfg.generator])
     if cfg.sampling!='none': v |= dict(sampling=versions['sampling'])
+    if cfg.teacher: v |= dict(teacher=models.versions[cfg.teacher.model])
     return v
 
 # %% ../nbs/06b_identity.ipynb #030c7bad
 as_ever = dict(options={}, channels='RGB', dynamic=False, generator='covariance', attention=False, sampling='none', views=1, distill=0.,
-    held_out=(), recipe='same', overrides={}, epochs=10, seed=0)           # extended for a new setting, and never changed
+    held_out=(), shares={}, recipe='same', overrides={}, epochs=10, seed=0)           # extended for a new setting, and never changed
 
 def identity(
     cfg:Config,

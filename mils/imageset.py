@@ -7,19 +7,23 @@ __all__ = ['ChannelStats', 'channel_stats', 'ImageSet', 'select_classes', 'fold'
 
 # %% ../nbs/01e_imageset.ipynb #bd668780
 import math
-from dataclasses import dataclass,replace
+from dataclasses import dataclass,field,replace
 from functools import cached_property
 from typing import NamedTuple
 import numpy as np
+from fastcore.basics import patch
 from .core import channel_set,digest,set_name
-from .lists import ClassNames
+from .classes import ClassNames
+from .ranges import Ranges
 
 # %% ../nbs/01e_imageset.ipynb #dbcddf6f
 def channel_sums(
-    x:np.ndarray,  # `(n, height, width, channels)` uint8, few enough for float32
-)->tuple: # pixels, sums `(channels,)` and sums of products `(channels, channels)`
+    x:np.ndarray,  # `(n, height, width, channels)` uint8 or uint16, few enough for float32
+)->tuple: # pixels, sums `(channels,)` and sums of products `(channels, channels)`, all as if they were bytes
     "What statistics of the channels are made of; planes first, since products of long rows are fast"
+    deep = x.dtype==np.uint16
     x = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T).astype(np.float32)
+    if deep: x /= 257
     return x.shape[1], x.sum(1,dtype=np.float64), (x@x.T).astype(np.float64)
 
 # %% ../nbs/01e_imageset.ipynb #af3cf467
@@ -39,44 +43,116 @@ class ChannelStats(NamedTuple):
         cov = ss/n/255**2-np.outer(mean,mean)
         return cls(mean, np.sqrt(np.diag(cov).clip(0)), cov)
 
+    @classmethod
+    def from_pairs(cls,
+        parts,  # `partial_sums` of parts of the images
+    ):
+        "Statistics where not every picture has every channel"
+        n,s,ss = (sum(o) for o in zip(*parts))
+        k = np.maximum(n, 1)
+        mean = np.diag(s/k)/255
+        std = np.sqrt((np.diag(ss/k)/255**2-mean**2).clip(0))
+        cov = np.where(n>0, ss/k/255**2-s*s.T/k**2/255**2, 0)
+        scale = np.where(std>0, std, 1)
+        corr = np.clip(cov/np.outer(scale, scale), -1, 1)
+        return cls(mean, std, _possible(corr)*np.outer(std, std))
+
+def _possible(corr):
+    "The correlations without negative eigenvalues"
+    value,vector = np.linalg.eigh(corr)
+    c = vector*value.clip(1e-6)@vector.T
+    d = np.sqrt(np.diag(c))
+    return c/np.outer(d, d)
+
+# %% ../nbs/01e_imageset.ipynb #acbd006d
+def partial_sums(x, there):
+    "`channel_sums` by pair of channels: over the pictures that have both, the sum is that of the first of the pair"
+    n,(_,_,products) = there.astype(np.float64),channel_sums(x*there[:,None,None])
+    sums = (x*there[:,None,None]).sum((1,2), dtype=np.float64)/(257 if x.dtype==np.uint16 else 1)
+    return n.T@n*(x.shape[1]*x.shape[2]), sums.T@n, products
+
+def _partial_stats(images, there):
+    return ChannelStats.from_pairs([partial_sums(images[i:i+64], there[i:i+64]) for i in range(0, len(images), 64)])
+
 # %% ../nbs/01e_imageset.ipynb #34411818
 def channel_stats(
-    images:np.ndarray,  # `(n, height, width, channels)` uint8
+    images:np.ndarray,  # `(n, height, width, channels)` uint8 or uint16
+    there:np.ndarray=None,  # `(n, channels)` bool, which channels a picture has; default: all
 )->ChannelStats:
     "Mean, standard deviation and covariance of the channels over all pixels, intensities in 0..1"
+    if there is not None and not there.all(): return _partial_stats(images, there)
     return ChannelStats.from_sums([channel_sums(images[i:i+64]) for i in range(0, len(images), 64)])
+
+# %% ../nbs/01e_imageset.ipynb #ae9cff3d
+@patch
+def correlation(self:ChannelStats,
+    channels,  # their names, for messages
+)->np.ndarray: # `(channels, channels)`
+    "Correlations, zero for a channel that is the same everywhere; `ValueError` for numbers that cannot be a covariance"
+    cov,std,names = np.array(self.cov),np.array(self.std),channel_set(channels, channels)
+    if cov.shape!=(len(names),)*2: raise ValueError(f'statistics of {len(cov)} channels for {len(names)} input channels')
+    bad = [c for c,row,s in zip(names, cov, std) if not np.isfinite([*row,s]).all()]
+    if bad: raise ValueError(f"statistics of channel {', '.join(bad)} are not finite; compute them without pixels that hold no data")
+    constant = ~(std>0)
+    std[constant],cov[constant],cov[:,constant] = 1,0,0
+    cov[constant,constant] = 1
+    corr = cov/std[:,None]/std
+    least = np.linalg.eigvalsh(corr.astype(np.float64)).min()
+    if least<-1e-4: raise ValueError(f'the covariance of {set_name(names)} has a negative eigenvalue ({least:.2g} as correlation), '
+                                     'so it is none; compute it over pixels in which all channels are there, or give no stats')
+    return corr
+
 
 # %% ../nbs/01e_imageset.ipynb #cc1ff748
 @dataclass
 class ImageSet:
     "Decoded images with labels and splits; `images` may be memory-mapped"
-    images:np.ndarray  # `(n, height, width, channels)` uint8
+    images:np.ndarray  # `(n, height, width, channels)` uint8 or uint16
     labels:np.ndarray  # `(n,)` int64 class indices
     splits:dict  # `train`, `val`, `test` -> int64 indices into `images`
     classes:list  # class names, by label
     names:list  # image names, by row
     key:str  # identity of the content, hexadecimal
-    channels:str='RGB'  # channel names, in the order of the last axis
+    channels:str='RGB'  # channel names, in the order of the last axis; a tuple of them where one is longer than a letter
     source:str=''  # where it came from, for people
     skipped:int=0  # unreadable images that were left out
+    notes:list=field(default_factory=list)  # what a person should know before training on it
+    ranges:Ranges=None  # which values of the files are black and white; `None` for photographs
+    there:np.ndarray=None  # `(n, channels)` bool, which channels each picture has; `None`: all
 
     def __post_init__(self):
-        named,there = len(channel_set(self.channels, self.channels)),self.images.shape[-1]
-        if named!=there: raise ValueError(f'channels={set_name(self.channels)!r} names {named}; the images have {there}')
+        names,there = channel_set(self.channels, self.channels),self.images.shape[-1]
+        if len(names)!=there: raise ValueError(f'channels={set_name(names)!r} names {len(names)}; the images have {there}')
+        if '+' in self.channels: self.channels = names
 
     @cached_property
     def stats(self)->ChannelStats:
         "Of the training images; where there are many, of up to 4096 that are evenly spaced over the split"
         rows = self.splits['train']
-        return channel_stats(self.images[rows[::math.ceil(len(rows)/4096)]])
+        rows = rows[::math.ceil(len(rows)/4096)]
+        return channel_stats(self.images[rows], None if self.there is None else self.there[rows])
 
+    @property
+    def levels(self)->int: return np.iinfo(self.images.dtype).max                  # the value that is 1
     @property
     def n_classes(self)->int: return len(self.classes)
     @property
     def size(self)->int: return self.images.shape[1]
     def __repr__(self):
         n = ', '.join(f'{k} {len(v):,}' for k,v in self.splits.items())
-        return f'ImageSet({self.source}: {n}; {self.n_classes} classes; {self.size} px; {self.channels}; {self.key})'
+        return f'ImageSet({self.source}: {n}; {self.n_classes} classes; {self.size} px; {set_name(self.channels)}; {self.key})'
+
+# %% ../nbs/01e_imageset.ipynb #38ee4755
+def having(
+    ds:ImageSet,
+    channels,  # a channel set
+    any:bool=False,  # one of them is enough
+)->ImageSet: # the same images, with fewer in its splits
+    "The pictures that have all of these channels"
+    if ds.there is None: return ds
+    there = ds.there[:,[ds.channels.index(c) for c in channel_set(channels, ds.channels)]]
+    keep = there.any(1) if any else there.all(1)
+    return replace(ds, splits={k:v[keep[v]] for k,v in ds.splits.items()})
 
 # %% ../nbs/01e_imageset.ipynb #f38258ce
 def select_classes(
@@ -90,7 +166,8 @@ def select_classes(
     rows = np.flatnonzero(new[ds.labels]>=0)
     return replace(ds, images=ds.images[rows], labels=new[ds.labels[rows]].astype(np.int64),
         splits={k:np.flatnonzero(np.isin(rows, v)) for k,v in ds.splits.items()},
-        classes=[ds.classes[i] for i in keep], names=[ds.names[i] for i in rows], key=digest([ds.key,keep], 16))
+        classes=[ds.classes[i] for i in keep], names=[ds.names[i] for i in rows], key=digest([ds.key,keep], 16),
+        there=None if ds.there is None else ds.there[rows])
 
 # %% ../nbs/01e_imageset.ipynb #f01d0002
 def _check_fold(ds, k, n):

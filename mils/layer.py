@@ -6,10 +6,10 @@
 __all__ = ['DynamicConv2d']
 
 # %% ../nbs/02b_layer.ipynb #6aa16aeb
-from copy import deepcopy
+from contextvars import ContextVar
 from .core import channel_set,lookup,set_name
 from .generators import generators
-from .mixing import ChannelAttention,mix,mix_present,SetAttention
+from .mixing import ChannelAttention,mix,mix_present,runs_now,SetAttention
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -38,12 +38,12 @@ class DynamicConv2d(nn.Conv2d):
         n = len(channels)
         if n!=in_channels: raise ValueError(f'{in_channels} input channels but {n} names: {channels}')
         if kwargs.get('groups',1)!=1: raise ValueError(f"groups={kwargs['groups']}: a stem that mixes channels needs groups=1")
-        corr = None if stats is None else torch.as_tensor(stats.cov/stats.std[:,None]/stats.std)
-        if corr is not None and corr.shape!=(n,n): raise ValueError(f'statistics of {len(corr)} channels for {n} input channels')
+        corr = None if stats is None else stats.correlation(channels)
         super().__init__(n, out_channels, kernel_size, **kwargs)
-        self.channels,self.given = channels,{}
+        self.channels,self.given,self.had_sets,self.wrapped,self.own,self.linear = channels,{},False,False,None,True
         self.generator = lookup(generators, generator, 'generator')(n, corr).to(self.weight.device)
         self.attention = ChannelAttention(n, self.generator.gate_all).to(self.weight) if attention else None
+        self.told = nn.Parameter(torch.zeros(n, out_channels).to(self.weight)) if self.generator.tells else None
         self.weight = nn.Parameter(self.generator.spread(self.weight.detach()))
 
     def extra_repr(self): return f"{super().extra_repr()}, channels={set_name(self.channels)}"
@@ -53,7 +53,7 @@ class DynamicConv2d(nn.Conv2d):
 def rows(self:DynamicConv2d,
     channels,  # a channel set
 )->list: # of ints
-    "Where a set's channels are among all"
+    "Where a set's channels are among all, in the order of the set"
     return [self.channels.index(c) for c in channel_set(channels, self.channels)]
 
 @patch
@@ -65,16 +65,38 @@ def one_mask(self:DynamicConv2d,
     return torch.tensor([[i in rows for i in range(len(self.channels))]], device=self.weight.device)
 
 @patch
+def set_matrix(self:DynamicConv2d,
+    rows:list,  # of a set
+)->torch.Tensor: # `(slots, len(rows))`
+    "P(S), without the columns of absent channels"
+    mask = torch.tensor([[i in rows for i in range(len(self.channels))]], device=self.weight.device)
+    return self.generator(mask)[0][:,rows]
+
+@patch
 def kernel(self:DynamicConv2d,
     channels,  # a channel set
 )->torch.Tensor: # `(out_channels, len(channels), height, width)`
     "The kernel that this set is convolved with"
     rows = self.rows(channels)
-    if self.generator.exact and len(rows)==len(self.channels): return self.weight[:,-len(rows):]
-    P = self.generator(self.one_mask(channels))[0][:,rows]
-    return torch.einsum('oihw,is->oshw', self.weight, P.to(self.weight.dtype))
+    if self.generator.exact and len(rows)==len(self.channels):
+        full = self.weight[:,-len(rows):]
+        return full if rows==sorted(rows) else full[:,rows]
+    return torch.einsum('oihw,is->oshw', self.weight, self.set_matrix(rows).to(self.weight.dtype))
 
 # %% ../nbs/02b_layer.ipynb #75320814
+@patch
+def _in_graph(self:DynamicConv2d, kernel):
+    "A tensor as it is; in distributed training with every parameter of the layer in its graph, for DDP waits for a gradient of each"
+    if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()): return kernel
+    others = [p for part in (self.generator,self.attention) if part is not None for p in part.parameters()]
+    return kernel+0*sum(p.sum() for p in others)
+
+@patch
+def _tell(self:DynamicConv2d, y, mask):
+    "Add the bias of what is absent, where the generator tells the filters"
+    if self.told is None: return y
+    return y+((~mask).to(y.dtype)@self.told.to(y.dtype))[:,:,None,None]
+
 @patch
 def _forward_set(self:DynamicConv2d, x, channels):
     rows = self.rows(channels)
@@ -82,13 +104,33 @@ def _forward_set(self:DynamicConv2d, x, channels):
         raise ValueError(f'x has {x.shape[1]} channels but the set {set_name(channels)} has {len(rows)}; '
                          f'all of {set_name(self.channels)} or name the set: forward(x, channels=...)')
     if self.attention: x = SetAttention(self.attention, rows, len(self.channels))(x)
-    return self._conv_forward(x, self.kernel(channels), self.bias)
+    if self.own is None: y = self._conv_forward(x, self._in_graph(self.kernel(channels)), self.bias)
+    else: y = self._by_own(self._in_graph(self._complete_set(x, rows)))
+    return self._tell(y, self.one_mask(channels))
+
+@patch
+def _by_own(self:DynamicConv2d, x):
+    "The convolution of another class, which has the weight of the layer, whatever became of it since"
+    if not torch.compiler.is_compiling() and self.own.weight is not self.weight:
+        if 'weight' not in self._parameters:
+            raise RuntimeError(f'the weight of this {type(self.own).__name__} is computed from others now, as weight_norm and pruning do; '
+                               'make that permanent before the stem is converted')
+        self.own._parameters.update(weight=self.weight, bias=self.bias)
+    return self.own(x)
+
+@patch
+def _complete_set(self:DynamicConv2d, x, rows):
+    "The full set from pictures that all hold the channels `rows`, for a convolution that has to be asked itself"
+    if self.generator.exact and self.generator.slots==len(rows):
+        return x if rows==sorted(rows) else x[:,[rows.index(i) for i in range(len(rows))]]
+    return mix(x, self.set_matrix(rows).to(x.dtype).expand(x.shape[0], -1, -1))
 
 # %% ../nbs/02b_layer.ipynb #37df3195
 @patch
 def _complete(self:DynamicConv2d, x, mask):
     "What stands in for the full set"
-    P = self.generator(mask)
+    P = self.generator(mask)*mask[:,None,:]                                                # whatever a generator says of absent channels
+    if not runs_now(mask): P = P+torch.where(mask.any(1), 0, torch.nan)[:,None,None]      # nothing can be raised there
     if not self.attention: return mix_present(x, mask, P.to(x.dtype))
     x = torch.where(mask[:,:,None,None], x, 0)
     P = P*self.attention(x, mask)[:,None,:]
@@ -96,71 +138,59 @@ def _complete(self:DynamicConv2d, x, mask):
 
 @patch
 def _check_mask(self:DynamicConv2d, x, mask):
-    if torch.compiler.is_compiling(): return
     n = len(self.channels)
-    if mask.dtype!=torch.bool or tuple(mask.shape)!=(len(x),n):
-        raise ValueError(f'mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {(len(x),n)}')
+    if mask.dtype!=torch.bool or tuple(mask.shape)!=(x.shape[0],n):
+        raise ValueError(f'mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {(x.shape[0],n)}')
     if x.shape[1]!=n: raise ValueError(f'x has {x.shape[1]} channels; with a mask it holds all {n} of {set_name(self.channels)}')
     ok = mask.any(1)
-    if not ok.all(): raise ValueError(f'mask row {int((~ok).nonzero()[0])} has no channel; every sample needs one or more')
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._assert_async(ok.all(), 'a mask row has no channel; every sample needs one or more')
+    elif runs_now(mask) and not ok.all():
+        raise ValueError(f'mask row {int((~ok).nonzero()[0])} has no channel; every sample needs one or more')
+
+
+# %% ../nbs/02b_layer.ipynb #443bf531
+set_of_call = ContextVar('set_of_call', default=None)       # a dict: channels or mask, and whether the stem took it up
+
+@torch.compiler.disable
+def _outside(): return set_of_call.get() or {}              # the compiler was left around the network, and entered again within
+
 
 # %% ../nbs/02b_layer.ipynb #776e9281
 @patch
+def _given(self:DynamicConv2d, n):
+    "The set of the call that the network around the layer is in, for `n` pictures"
+    if torch.compiler.is_compiling(): call = self.given or (_outside() if self.wrapped else {})
+    else: call = self._note(set_of_call.get() or self.given)
+    channels,mask = call.get('channels'),call.get('mask')
+    if not call.get('wide'): return channels,mask
+    return None,self.one_mask(channels).expand(n, -1)
+
+@patch
+def _note(self:DynamicConv2d, call):
+    "Remember that the set was taken up; `RuntimeError` where the layer runs again in the backward pass, outside of any call"
+    if call: call['taken'] = True
+    if call.get('channels') is not None or call.get('mask') is not None: self.had_sets = True
+    if not self.had_sets or call or torch._C._current_graph_task_id()==-1: return call
+    raise RuntimeError('the stem is computed again in the backward pass, where the channel set of the call is gone; '
+                       'leave it out of the checkpoint')
+
+@patch
 def forward(self:DynamicConv2d,
-    x:torch.Tensor,  # `(batch, c, height, width)`: just the channels of `channels`, or all of them where `mask` says which count
-    channels=None,  # the set that `x` holds, in the order of the layer's channels, the same for all samples; default: all
-    mask:torch.Tensor=None,  # `(batch, channels)` bool, each sample its own set; what `x` holds elsewhere is never read
+    x:torch.Tensor,  # `(batch, c, height, width)`: just the channels of `channels`, or all of them with a mask
+    channels=None,  # the set that `x` holds, in its order, the same for all samples; default: all, as the layer has them
+    mask:torch.Tensor=None,  # `(batch, channels)` bool, in the layer's order: what counts; the rest of `x` is never read
 )->torch.Tensor: # `(batch, out_channels, height', width')`
     "Convolve what is there; `ValueError` for an impossible set, a wrong channel count or a sample without a channel"
-    if channels is None and mask is None: channels,mask = self.given.get('channels'),self.given.get('mask')
+    if channels is None and mask is None: channels,mask = self._given(x.shape[0])
     if mask is None: return self._forward_set(x, self.channels if channels is None else channels)
     if channels is not None: raise ValueError('give channels or mask, not both')
     self._check_mask(x, mask)
-    return self._conv_forward(self._complete(x, mask), self.weight, self.bias)
+    x = self._complete(x, mask)
+    if self.own is None: y = self._conv_forward(x, self.weight, self.bias)
+    else: y = self._by_own(x)
+    return self._tell(y, mask)
 
-# %% ../nbs/02b_layer.ipynb #a9dd5b2d
-@patch(cls_method=True)
-def from_conv(cls:DynamicConv2d,
-    conv:nn.Conv2d,  # the convolution to take over, with its weights
-    channels='RGB',  # names of its input channels
-    stats=None,  # `ChannelStats` of the data; none takes the channels as unrelated
-    **kwargs  # generator, attention
-)->DynamicConv2d:
-    "The same convolution, now for every subset of its channels; `TypeError` for a subclass that pads or scales in its own way"
-    if type(conv) is not nn.Conv2d: raise TypeError(f'{type(conv).__name__} is not a plain nn.Conv2d')
-    res = cls(conv.in_channels, conv.out_channels, conv.kernel_size, channels, stats, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
-        device=conv.weight.device, dtype=conv.weight.dtype, **kwargs)
-    with torch.no_grad():
-        res.weight.copy_(res.generator.spread(conv.weight))
-        if conv.bias is not None: res.bias.copy_(conv.bias)
-    return res.train(conv.training)
+# %% ../nbs/02b_layer.ipynb #ae734675
+import mils.surgery  # noqa: E402,F401   # `from_conv`, `fold` and `extend` come with the layer
 
-# %% ../nbs/02b_layer.ipynb #74a46011
-@patch
-def fold(self:DynamicConv2d,
-    channels,  # a channel set
-)->nn.Module: # takes just these channels
-    "A plain convolution with the same output on this set; with attention, the gate and a plain convolution"
-    with torch.no_grad():
-        k = self.kernel(channels)
-        conv = nn.Conv2d(k.shape[1], self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, 1,
-            self.bias is not None, self.padding_mode, device=k.device, dtype=k.dtype)
-        conv.weight.copy_(k)
-        if self.bias is not None: conv.bias.copy_(self.bias)
-    if self.attention: conv = nn.Sequential(SetAttention(deepcopy(self.attention), self.rows(channels), len(self.channels)), conv)
-    return conv.train(self.training)
-
-# %% ../nbs/02b_layer.ipynb #6c6d4d24
-@patch
-def extend(self:DynamicConv2d,
-    name:str,  # of the new channel, which comes last
-    like:str,  # the known channel that it is most like
-)->DynamicConv2d:
-    "One more channel, in place; what the layer gives on the sets it knew does not change"
-    (j,) = self.rows((like,))
-    self.channels = channel_set((*self.channels, name), (*self.channels, name))
-    self.weight = nn.Parameter(self.generator.extend(self.weight.detach(), j))
-    if self.attention: self.attention.extend()
-    self.in_channels = len(self.channels)
-    return self

@@ -10,13 +10,14 @@ import os,time
 from contextlib import ExitStack
 from functools import partial
 from .core import channel_set,progress,set_name
-from .imageset import ImageSet
+from .imageset import having,ImageSet
 from .models import create_model
 from .optim import layer_groups,opts,PairedGroups,schedules
 from .machine import Autocast,default_device,keep_memory
 from .batches import Batches,stats_of
 from .sampling import ChannelSampling,samplings
 from .config import Config
+from .levers import levers_of
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -150,20 +151,27 @@ def _optimizer(groups, lr, name, wd):
 def _check_channels(channels, ds, stats):
     "`ValueError` for channels that a network cannot be trained on"
     known = channel_set(channels, ds.channels)
-    if tuple(channels)!=known: raise ValueError(f'channels={set_name(channels)!r}; expected {set_name(known)!r}, the order of the data')
     flat = [c for c,deviation in zip(ds.channels, stats.std) if c in known and not deviation>0]
     if flat: raise ValueError(f'channel {flat[0]} is the same everywhere in the training images')
 
-def _callbacks(cfg, rows, write):
+def _pictures_for(cfg, ds):
+    "The pictures that a network can be shown: a plain one needs all of its channels, a dynamic one needs one or more"
+    some = having(ds, cfg.names, any=cfg.dynamic)
+    if all(len(some.splits[k]) for k in ('train','val')): return some
+    raise ValueError(f'no training or validation picture has {"one" if cfg.dynamic else "all"} of {set_name(cfg.names)}')
+
+def _callbacks(cfg, rows, write, teacher):
     "What a `Config` asks for"
     cbs = [Record(cfg.seed, rows, write, cfg.views)]
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if cfg.sampling!='none':
-        held_out = [[c in o for c in cfg.channels] for o in cfg.held_out]
-        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.views, cfg.distill, cfg.channels))
-    return cbs
+        held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
+        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.shares, cfg.views, cfg.distill, cfg.names))
+    return cbs+levers_of(cfg, teacher)
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
+_decided = {'dls','model','loss_func','opt_func','lr','splitter'}               # of what `Learner` takes
+
 def get_learner(
     cfg:Config,  # what to train
     ds:ImageSet,  # on what
@@ -172,24 +180,28 @@ def get_learner(
     write=None,  # called with the learner and all rows after each epoch
     compile:bool=False,  # run the network through `torch.compile`
     metrics=accuracy,  # of fastai, for validation
+    teacher:nn.Module=None,  # the trained network of `cfg.teacher`, where there is one; takes normalised pictures
     cbs=None,  # callbacks beside those that `cfg` asks for
     **kwargs,  # to `Learner`, such as `path` or `model_dir`
 )->RecipeLearner:
     "A fastai `Learner` that trains `cfg` on `ds`"
+    for k in kwargs.keys()&_decided:
+        raise ValueError(f'{k} follows from the Config; change its recipe or overrides, as in overrides=dict(lr=0.001, opt="sgd")')
     device,s,stats = torch.device(device or default_device()),cfg.settings,ds.stats
     _check_channels(cfg.channels, ds, stats)
+    ds = _pictures_for(cfg, ds)
     keep_memory()
     torch.manual_seed(cfg.seed)
-    net = create_model(cfg.model, ds.n_classes, cfg.channels, cfg.dynamic, stats_of(stats, cfg.channels, ds.channels),
+    net = create_model(cfg.model, ds.n_classes, cfg.names, cfg.dynamic, stats_of(stats, cfg.names, ds.channels),
         cfg.generator, cfg.attention, **{'size':ds.size, **cfg.options})
     net = net.to(device, memory_format=torch.channels_last)
-    batches = partial(Batches, ds, stats=stats, channels=cfg.channels, shift=s['shift'], flip=s['flip'], seed=cfg.seed, device=device)
+    batches = partial(Batches, ds, stats=stats, channels=cfg.names, shift=s['shift'], flip=s['flip'], seed=cfg.seed, device=device)
     dls = DataLoaders(batches('train', bs=s['bs'], train=True), batches('val', bs=2*s['bs']), device=device)
     if compile: net.compile()
     loss,opt = CrossEntropy(label_smoothing=s['smoothing']),partial(_optimizer, name=s['opt'], wd=s['wd'])
     learn = RecipeLearner(dls, net, loss, opt, s['lr'], layer_groups,
-        cbs=[*_callbacks(cfg, rows, write), *L(cbs)], metrics=metrics, **kwargs)
-    learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.channels, ds.channels),schedules[s['schedule']]
+        cbs=[*_callbacks(cfg, rows, write, teacher), *L(cbs)], metrics=metrics, **kwargs)
+    learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.names, ds.channels),schedules[s['schedule']]
     if cfg.sampling!='none': dls.train.sets = learn.channel_sampling.some_sets
     _show_progress(learn, f'{cfg.model} s{cfg.seed}')
     return learn

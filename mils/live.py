@@ -6,12 +6,12 @@
 __all__ = ['write_live']
 
 # %% ../nbs/10_live.ipynb #80919caf
-import base64,io,json,logging,shutil,subprocess,tarfile,tempfile,warnings
-from contextlib import contextmanager
+import base64,io,json,shutil,subprocess,tarfile,tempfile
 from pathlib import Path
 from .core import channel_sets,set_name,write_atomic
 from .chroma import chroma
 from .channels import ChannelAdaptive
+from .export import export
 from .config import Config
 from .learner import get_learner
 from .prediction import predict_sets
@@ -29,44 +29,14 @@ def live_net(
     learn.fit(epochs)
     return learn.model.eval()
 
-# %% ../nbs/10_live.ipynb #b5c5894a
-@contextmanager
-def _quiet():
-    "Without warnings, and without log lines below an error"
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally: logging.disable(level)
-
-def _without_traces(path):
-    "Take the exporter's stack traces out of a file"
-    import onnx
-    m = onnx.load(path)
-    for o in (*m.graph.node, *m.graph.value_info, *m.graph.input, *m.graph.output, *m.graph.initializer):
-        o.ClearField('metadata_props')
-        o.ClearField('doc_string')
-    onnx.save(m, path)
-
-# %% ../nbs/10_live.ipynb #b0a31afb
-def write_onnx(
-    net:ChannelAdaptive,
-    path,  # of the file to write
-    size:int,  # pixels of the side
-    channels=None,  # fold for this channel set; by default the network keeps its mask
-):
-    "A network as ONNX, for batches of any size"
-    n = len(channels or net.channels)
-    x,batch = torch.randn(3, n, size, size),torch.export.Dim('batch', min=1, max=256)
-    if channels: model,args,names,shapes = net.fold(channels).fuse(),(x,),['x'],({0:batch},)
-    else: model,args,names,shapes = net,(x,torch.ones(3, n, dtype=torch.bool)),['x','mask'],dict(x={0:batch}, mask={0:batch})
-    with _quiet():
-        onnx = torch.onnx.export(model.eval(), args, dynamic_shapes=shapes, dynamo=True,
-                                 input_names=names, output_names=['logits'], verbose=False)
-        onnx.save(path)
-    _without_traces(path)
+# %% ../nbs/10_live.ipynb #5dc646c0
+def _write_networks(net, out, size):
+    "The network with its mask, and for each channel set as it is deployed"
+    x = torch.randn(2, len(net.channels), size, size)
+    export(net, out/'mask.onnx', x)
+    for s in channel_sets(net.channels):
+        rows = [net.channels.index(c) for c in s]
+        export(net.fold(s).fuse(), out/f'{set_name(s)}.onnx', x[:,rows], s)
 
 # %% ../nbs/10_live.ipynb #40fb90ff
 def _png(a):
@@ -87,8 +57,7 @@ def write_live(
     out,ds = Path(out),ds or chroma()
     out.mkdir(parents=True, exist_ok=True)
     net,stats = net or live_net(ds, epochs),ds.stats
-    write_onnx(net, out/'mask.onnx', ds.size)
-    for s in channel_sets(net.channels): write_onnx(net, out/f'{set_name(s)}.onnx', ds.size, s)
+    _write_networks(net, out, ds.size)
     preds = predict_sets(net, ds)
     accuracy = (preds['rank']<1).groupby(preds.channels).mean()
     test = ds.splits['test']
@@ -99,21 +68,25 @@ def write_live(
     return out
 
 # %% ../nbs/10_live.ipynb #ec01b7e3
-_runtime_version = '1.30.0'
-_runtime_files = 'ort.wasm.min.mjs','ort-wasm-simd-threaded.mjs','ort-wasm-simd-threaded.wasm'
+_runtime = 'onnxruntime-web','1.30.0',('dist/ort.wasm.min.mjs','dist/ort-wasm-simd-threaded.mjs','dist/ort-wasm-simd-threaded.wasm')
 
-def fetch_runtime(
-    cache=None,  # folder that keeps it; default: `~/.cache/mils/onnxruntime-web`
+def fetch_npm(
+    name:str,  # of a package
+    version:str,
+    files,  # paths in the package
+    cache=None,  # folder that keeps them; default: `~/.cache/mils`
 )->Path: # a folder with the files
-    "onnxruntime-web, once from npm, then from the cache; `OSError` where there is neither"
-    home = Path(cache or Path.home()/'.cache/mils/onnxruntime-web')/_runtime_version
-    if all((home/f).exists() for f in _runtime_files): return home
-    package,npm = f'onnxruntime-web@{_runtime_version}',shutil.which('npm')
-    if not npm: raise OSError(f'onnxruntime-web {_runtime_version} is not in {home}, and npm, which would fetch it, is not installed')
+    "Files of an npm package, once from npm, then from the cache; `OSError` where there is neither"
+    home = Path(cache or Path.home()/'.cache/mils')/name/version
+    if all((home/Path(f).name).exists() for f in files): return home
+    npm = shutil.which('npm')
+    if not npm: raise OSError(f'{name} {version} is not in {home}, and npm, which would fetch it, is not installed')
     with tempfile.TemporaryDirectory() as tmp:
-        r = subprocess.run([npm,'pack',package,'--pack-destination',tmp], capture_output=True, text=True)
-        if r.returncode: raise OSError(f'npm could not fetch onnxruntime-web {_runtime_version}: {r.stderr.strip()[-300:]}')
+        r = subprocess.run([npm,'pack',f'{name}@{version}','--pack-destination',tmp], capture_output=True, text=True)
+        if r.returncode: raise OSError(f'npm could not fetch {name} {version}: {r.stderr.strip()[-300:]}')
         home.mkdir(parents=True, exist_ok=True)
         with tarfile.open(next(Path(tmp).glob('*.tgz'))) as t:
-            for f in _runtime_files: write_atomic(home/f, t.extractfile(f'package/dist/{f}').read())
+            for f in files: write_atomic(home/Path(f).name, t.extractfile(f'package/{f}').read())
     return home
+
+def fetch_runtime(cache=None)->Path: return fetch_npm(*_runtime, cache)

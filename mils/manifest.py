@@ -7,11 +7,17 @@ __all__ = ['Manifest', 'read_manifest']
 
 # %% ../nbs/01c_manifest.ipynb #bb6489dd
 import gc
+from bisect import bisect
 from contextlib import contextmanager
 from dataclasses import dataclass,field
+from functools import partial
 import numpy as np
-from .source import Source,SPLITS
-from .lists import class_names,complain,list_name,read_lists,Row
+from .names import list_endings,list_split,SPLITS
+from .source import Source
+from .rows import list_lines
+from .lists import complain,list_names,read_lists,Row
+from .classes import class_names
+from .bands import BandSource,group_bands
 from .folders import read_folders,stratified
 
 # %% ../nbs/01c_manifest.ipynb #b842d40b
@@ -43,12 +49,9 @@ def _read_labels(rows, cls):
     "The class of each row, `None` where its label means nothing, and the mistakes"
     meaning,labels,errors = {},[],[]
     for r in rows:
-        if r.label not in meaning:
-            try: meaning[r.label] = cls.label(r.label),''
-            except ValueError as e: meaning[r.label] = None,str(e)
-        label,why = meaning[r.label]
-        labels.append(label)
-        if why: errors.append((r.list, r.line, why))
+        if r.label not in meaning: meaning[r.label] = cls.index(r.label)
+        labels.append(meaning[r.label])
+        if labels[-1] is None: errors.append((r.list, r.line, partial(cls.why, r.label)))
     return labels,errors
 
 # %% ../nbs/01c_manifest.ipynb #c2cb5a94
@@ -68,6 +71,7 @@ def _untrained(cls, rows, labels, keep):
     training = [(r,y) for r,y in zip(rows,labels) if r.split in ('train','')]
     trained,first = {y for _,y in training},{}
     for r,y in zip(rows,labels): first.setdefault(y, r)
+    used = sorted(trained)
     for y in keep:
         if y in trained: continue
         name = '' if cls.names[y]==str(y) else f' ({cls.names[y]})'
@@ -75,7 +79,8 @@ def _untrained(cls, rows, labels, keep):
         if cls.lines: yield 'classes.txt', cls.lines[y], message
         elif y in first: yield first[y].list, first[y].line, message
         else:
-            r = next((r for r,label in training if label>y), rows[0])
+            larger = bisect(used, y)
+            r = first[used[larger]] if larger<len(used) else rows[0]
             yield r.list, r.line, f'label {r.label} is used, but {message}'
 
 # %% ../nbs/01c_manifest.ipynb #ce15247c
@@ -129,24 +134,48 @@ def read_manifest(
     seed:int=0,  # seed of the splits that must be drawn
     val:float=0.1,  # share of each class for `val`, where there is none
     test:float=0.1,  # share of each class for `test`, where nothing says what is test
+    channels=None,  # names of channels, where there is one file a channel, see `group_bands`
 )->Manifest:
     "The checked list of images of a data set; `ValueError` with file and line for every mistake in it"
-    src = Source(path)
-    listed = [o for o in SPLITS if list_name(src, o)]
-    m = _from_lists(src, classes) if listed else _from_folders(src, classes)
+    if min(val, test)<0 or val+test>=1: raise ValueError(f'val={val}, test={test}; expected shares of the images, together below 1')
+    src = group_bands(Source(path), channels)
+    m = _from_lists(src, classes) if list_names(src) else _from_folders(src, classes)
+    _demand_whole(m)
+    if isinstance(src, BandSource): m.notes.append(f'one file a channel, {", ".join(src.channels)}, by the {src.how}')
     _draw_splits(m, seed, val, test)
     return m
 
 # %% ../nbs/01c_manifest.ipynb #4ae3b454
 def _from_lists(src, classes):
-    rows,errors = read_lists(src)
+    rows,errors,notes,labelled = read_lists(src)
     train = [r.label for r in rows if r.split=='train']
     if not train: complain(errors or [('train.txt', 0, 'no training image; expected one `path label` a line')], src.path)
-    return _manifest(src, rows, class_names(src, train), classes, errors)
+    cls = class_names(src, train, [r.label for r in rows], not labelled)
+    return _manifest(src, rows, cls, classes, errors, [*notes, *_unused_lists(src)])
 
 def _from_folders(src, classes):
     rows,cls,notes = read_folders(src)
     if len(cls.names)<2:
-        raise ValueError(f"{src.path}: no train.txt, and {len(cls.names)} class folders with images; "
-                         "expected lists beside `images/`, or one folder a class")
-    return _manifest(src, rows, cls, classes, [], notes)
+        told = '\n'.join([f"{src.path}: no train.txt, and {len(cls.names)} class folders with images; "
+                          "expected lists beside `images/`, or one folder a class", *notes, *src.notes, *src.damaged])
+        raise ValueError(told)
+    return _manifest(src, rows, cls, classes, [], [*notes, *_unused_lists(src)])
+
+# %% ../nbs/01c_manifest.ipynb #ed12580a
+def _unused_lists(src, most=1000):
+    "Notes on files that read like lists and are none by their names"
+    used = set(list_names(src).values())
+    texts = [o for o in src.files if o.lower().endswith(list_endings) and o not in used]
+    for o in [o for o in texts if '/' not in o or list_split(o.split('/')[-1])][:most]:
+        try: lines = list_lines(src.text(o), not o.endswith('.txt'))[:20]
+        except ValueError: continue
+        if sum(src.find(line.path) is not None for line in lines)*2>len(lines):
+            yield f'{o} names pictures and is not used; lists lie at the top and are called train, val or test'
+
+def _demand_whole(m):
+    "`ValueError` where a damaged zip may have held some of the pictures; otherwise a note"
+    src = m.source
+    listed = bool(m.rows[0].list)
+    lacks = None in m.names if listed else any(src.files[o].zip>=0 for o in m.names)
+    if src.damaged and lacks: raise ValueError('\n'.join(src.damaged))
+    m.notes += [*src.notes, *(f'left out: {o}' for o in src.damaged)]

@@ -80,8 +80,8 @@ def _callout(self, tokens, idx, options, env):
     given = re.search(r'title="([^"]*)"', tokens[idx].info)
     title = html.escape(given[1]) if given else kind.title()
     if tokens[idx+1].type=='heading_open': head = ''          # it brings its own title
-    else: head = f'<p class="callout-title">{title}</p>\n'
-    return f'<div class="callout callout-{kind}" role="note">\n{head}'
+    else: head = f'<p>{title}</p>\n'
+    return f'<div class="callout-{kind}" role="note">\n{head}'
 
 def _href(page, outs, href):
     "Where a link leads on the site: notebooks become pages, the site's own address becomes relative"
@@ -90,7 +90,8 @@ def _href(page, outs, href):
     own = path.removeprefix(f'{cfg.doc_host}{cfg.doc_baseurl}/')
     if own==path:
         if '://' in path or not path.endswith('.ipynb'): return href
-        src = os.path.normpath(Path(page.src).parent/path).replace(os.sep,'/')
+        near,from_report = (os.path.normpath(Path(at)/path).replace(os.sep,'/') for at in (Path(page.src).parent,'report'))
+        src = near if near in outs else from_report
         if src not in outs: page.unknown.append(href)
         own = outs.get(src, path)
     return page.to(own)+('#'+anchor if anchor else '')

@@ -13,6 +13,7 @@ import nbformat,yaml
 from fastcore.basics import first
 from nbclient import NotebookClient
 from execnb.nbio import write_nb
+from nbdev.config import get_config
 from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor
 from nbdev.processors import add_links,clean_magics,filter_stream_,hide_line,populate_language,rm_header_dash,strip_ansi
@@ -54,13 +55,15 @@ def stage_pages(
     to,  # where the copy appears
     execute:bool=True,  # run the notebooks of `nbs/report/`, and fill the marks of all pages
 ):
-    "Copy `nbs/`, and in the copy execute the report; the marks of the texts are gone afterwards"
+    "Copy `nbs/`; in the copy a notebook's number joins its title, the report folds its code and is executed, and no text has marks"
     nbs = Path(root)/'nbs'
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns('.*', '_docs', '_proc'))
-    report = sorted(Path(to).glob('report/*.ipynb')) if execute else []
-    for f in progress(report, 'report'):
-        nb = nbformat.read(f, 4)
-        run_notebook(nb, nbs/'report', f'nbs/report/{f.name}')
+    for f in progress(sorted(Path(to).rglob('*.ipynb')), 'pages'):
+        nb,name,of_report = nbformat.read(f, 4),f.relative_to(to).as_posix(),f.parent.name=='report'
+        number = re.match(r'\d+[a-z]*(?=_)', f.name)
+        if number: nb.cells[0].source = nb.cells[0].source.replace('# ', f'# {number[0]} ', 1)
+        if of_report: nb.cells[0].source += '\n\n- code-fold: true'
+        if of_report and execute: run_notebook(nb, nbs/'report', f'nbs/{name}')
         nbformat.write(nb, f)
     for f in pages_below(to): change_texts(f, lambda text: without_marks(fill(text) if execute else text))
 
@@ -102,6 +105,7 @@ class Page:
     meta:dict=field(default_factory=dict)  # title, description and options from the notebook's front matter
     labels:dict=field(default_factory=dict)  # label -> `Figure 1`
     headings:list=field(default_factory=list)  # (level, id, text) in order
+    html:str=''  # once it is rendered
     cited:list=field(default_factory=list)  # keys, in order of appearance
     unknown:list=field(default_factory=list)  # references that lead nowhere
 
@@ -109,8 +113,14 @@ class Page:
     def title(self)->str: return self.meta.get('title', Path(self.src).stem)
     @property
     def out(self)->str: return Path(self.src).with_name(self.meta.get('output-file', Path(self.src).stem+'.html')).as_posix()
+    @property
+    def figure(self)->str:
+        "The first figure, as base64, if there is one"
+        shown = (o.get('data', {}) for c in self.nb.cells for o in c.get('outputs', []))
+        return first(d['image/png'] for d in shown if 'image/png' in d)
     def to(self, out:str)->str:
-        "A link from this page to `out`"
+        "A link from this page to `out`; the page for what is not found is shown at any address"
+        if self.out=='404.html': return f'{get_config().doc_baseurl}/{out}'
         return os.path.relpath(out, Path(self.out).parent).replace(os.sep,'/')
 
 # %% ../nbs/10a_pages.ipynb #d1098627
@@ -140,9 +150,10 @@ def read_page(
     "Read a processed notebook, take its options apart and number its figures and tables"
     nb = nbformat.read(Path(folder)/src, 4)
     page = Page(src, nb, _front_matter(nb))
-    fold = page.meta.get('code-fold', False)
+    fold,taken = page.meta.get('code-fold', False),{'main'}
     for c in nb.cells:
         if c.cell_type!='code': continue
+        if 'anchors' in c.metadata: c.metadata.anchors = [a for a in c.metadata.anchors if not (a in taken or taken.add(a))]
         options,c.source = split_options(c.source)
         c.metadata.opts = nbformat.from_dict({'code-fold':fold, **options})
         c.metadata.alt = options.get('fig-alt', options.get('fig-cap'))

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from .core import channel_set,set_name
-from .decode import decode as decode_file,square_rgb
 from .imageset import ImageSet
+from .reading import read_channels,read_picture
 import numpy as np,pandas as pd,torch
-from PIL import Image,ImageOps
+from PIL import Image
 from fastcore.basics import patch
 from fastai.data.transforms import Category,CategoryMap
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage,to_cpu
+from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage
 
 # %% ../nbs/05b_pictures.ipynb #634827b8
 def _mirror(
@@ -43,10 +43,16 @@ def _shifted(
     pixel = (rows[:,None,None]*h+y[:,:,None])*w+x[:,None,:]
     return images.view(-1, c).index_select(0, pixel.view(-1)).view(len(rows), h, w, c)
 
+# %% ../nbs/05b_pictures.ipynb #3878e8fd
+def _vocab(classes):
+    "Class names as fastai keeps them; names that occur twice get their number"
+    names = [f'{c} ({i})' if classes.count(c)>1 else c for i,c in enumerate(classes)]
+    return CategoryMap(names, sort=False)
+
 # %% ../nbs/05b_pictures.ipynb #0ac23578
 class Pictures:
     "One split of an `ImageSet` as a fastai data set"
-    n_inp,loss_func = 1,CrossEntropyLossFlat()                # the loss that fastai takes where none is given
+    loss_func = CrossEntropyLossFlat()                        # the loss that fastai takes where none is given
     def __init__(self,
         ds:ImageSet,
         split:str,  # `train`, `val` or `test`
@@ -55,13 +61,23 @@ class Pictures:
     ):
         "`ValueError` for a channel that `ds` does not have"
         rows = ds.splits[split]
-        self.every,self.channels,self.size = tuple(ds.channels),tuple(channels or ds.channels),ds.size
-        channel_set(self.channels, self.every)
+        self.every,self.channels,self.size = tuple(ds.channels),channel_set(channels or ds.channels, ds.channels),ds.size
         self.images,self.rows = torch.from_numpy(ds.images),torch.as_tensor(rows)
         self.source,self.numbers = self.images,self.rows                          # stay where they are, see `items`
         self.labels,self.names = torch.as_tensor(ds.labels[rows]),[ds.names[i] for i in rows]
         self.vocab,self.c,self.split_idx = _vocab(ds.classes),ds.n_classes,int(not augmented)
+        self.levels,self.ranges,self.all_there = ds.levels,ds.ranges,None if ds.there is None else torch.from_numpy(ds.there)
         self._keep()
+        self._set_there(self.rows)
+    def _set_there(self, rows):
+        "Which of the channels to give each picture has, `(n, channels)` bool; `None` where all have all"
+        self.there = None
+        if self.all_there is None: return
+        there = self.all_there[rows.cpu()].to(self.rows.device)
+        if self.keep is not None: there = there[:,self.keep]
+        if not there.all(): self.there = there
+    @property
+    def n_inp(self): return 1 if self.there is None else 2
     def _keep(self):
         "Where the channels to give are in the images"
         keep = [self.every.index(c) for c in self.channels]
@@ -74,23 +90,19 @@ class Pictures:
         if isinstance(i, list): return [self[o] for o in i]
         return tuple(o[0] for o in self.batch(torch.tensor([i], device=self.rows.device)))
 
-def _vocab(classes):
-    "Class names as fastai keeps them; names that occur twice get their number"
-    names = [f'{c} ({i})' if classes.count(c)>1 else c for i,c in enumerate(classes)]
-    return CategoryMap(names, sort=False)
-
 # %% ../nbs/05b_pictures.ipynb #5e6a6458
 @patch
 def batch(self:Pictures,
     i:torch.Tensor,  # which ones
     moves=None,  # shifts down and to the right, and flips
-)->tuple: # `(batch, channels, height, width)` uint8 in channels_last memory; labels, where there are any
+)->tuple: # `(batch, channels, height, width)` in channels_last memory; a mask where channels are absent; labels, where there are any
     "Pictures by number, in one gather"
     rows = self.rows[i]
     x = self.images[rows] if moves is None else _shifted(self.images, rows, *moves)
     if self.keep is not None: x = x.index_select(3, self.keep)
     x = x.permute(0,3,1,2).as_subclass(TensorImage)
-    return (x,) if self.labels is None else (x, self.labels[i].as_subclass(TensorCategory))
+    x = (x,) if self.there is None else (x,self.there[i])
+    return x if self.labels is None else (*x, self.labels[i].as_subclass(TensorCategory))
 
 @patch
 def to(self:Pictures, device):
@@ -100,28 +112,9 @@ def to(self:Pictures, device):
     if device.type!='cpu': self.images,self.rows = self.images[self.rows],torch.arange(len(self.rows))
     self.images,self.rows = self.images.to(device),self.rows.to(device)
     if self.labels is not None: self.labels = self.labels.to(device)
+    if self.there is not None: self.there = self.there.to(device)
     self._keep()
     return self
-
-# %% ../nbs/05b_pictures.ipynb #bd7a3253
-def read_picture(
-    item,  # a path, the bytes of a file, a PIL image, an array `(height, width, channels)`, or a tensor `(channels, height, width)`
-    size:int,  # pixels
-)->np.ndarray: # `(size, size, channels)` uint8
-    "A picture from wherever it comes; `ValueError` for what is none, and for an array of other channels than RGB that has another size"
-    if isinstance(item, (str,Path)): item = Path(item).read_bytes()
-    if isinstance(item, bytes): return decode_file(item, size)
-    if isinstance(item, torch.Tensor): item = np.moveaxis(to_cpu(item).numpy(), 0, -1)
-    if isinstance(item, np.ndarray):
-        if item.ndim not in (2,3): raise ValueError(f'an array of shape {item.shape} is no picture')
-        if item.dtype.kind=='f': item = (item*255).round().clip(0,255)
-        item = item.astype(np.uint8)
-        if item.shape[:2]==(size,size) and item.ndim==3: return item
-        if item.ndim==3 and item.shape[2]!=3:
-            raise ValueError(f'an array of {item.shape[2]} channels is {item.shape[1]} x {item.shape[0]}; expected {size} x {size}')
-        item = Image.fromarray(item)
-    if not isinstance(item, Image.Image): raise ValueError(f'{item!r:.80} is no picture; expected a path, a PIL image, or an array')
-    return square_rgb(ImageOps.exif_transpose(item), size)
 
 # %% ../nbs/05b_pictures.ipynb #f3b3f350
 @patch(as_prop=True)
@@ -131,6 +124,20 @@ def items(self:Pictures)->pd.DataFrame:
     return pd.DataFrame(dict(image=self.names, label=classes, number=self.numbers.tolist()))
 
 # %% ../nbs/05b_pictures.ipynb #0d39ff7f
+@patch
+def _read_foreign(self:Pictures, items):
+    "The pixels of each picture, and which channels it has"
+    if self.ranges:
+        read = [read_channels(o, self.size, self.ranges, self.channels) for o in items]
+        return [x for x,_ in read],torch.tensor(np.array([o for _,o in read])) if read else None
+    pictures = [read_picture(o, self.size) for o in items]
+    counts = {p.shape[2] for p in pictures}
+    if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
+    elif not counts<={len(self.every)}:
+        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
+    return pictures,None
+
+# %% ../nbs/05b_pictures.ipynb #ee37e07a
 @patch
 def of(self:Pictures,
     items,  # rows of `items`, or pictures as for `read_picture`
@@ -149,23 +156,23 @@ def _known(self:Pictures, items):
     self.images,self.rows,self.numbers = self.source[numbers].to(device),torch.arange(len(numbers), device=device),numbers
     self.names = items.image.tolist()
     if self.labels is not None: self.labels = torch.tensor([self.vocab.o2i[o] for o in items.label], dtype=torch.long, device=device)
+    self._set_there(numbers)
 
 @patch
 def _foreign(self:Pictures, items):
     "Take others, which have no labels"
     if isinstance(items, (str,bytes,Path,Image.Image)): raise ValueError(f'{items!r:.80} is one picture; expected a list of them')
     items = list(items)
-    pictures = [read_picture(o, self.size) for o in items]
-    counts = {p.shape[2] for p in pictures}
-    if counts=={len(self.channels)}: self.every = self.channels           # just the channels that the network takes
-    elif not counts<={len(self.every)}:
-        raise ValueError(f'pictures of {sorted(counts)} channels; expected {len(self.every)}, {set_name(self.every)}')
-    images = np.stack(pictures) if pictures else np.zeros((0,self.size,self.size,len(self.every)), np.uint8)
+    pictures,there = self._read_foreign(items)
+    none = np.zeros((0,self.size,self.size,len(self.every)), np.uint8 if self.levels==255 else np.uint16)
+    images = np.stack(pictures) if pictures else none
     device = self.rows.device
     self.images,self.rows,self.labels = torch.from_numpy(images).to(device),torch.arange(len(images), device=device),None
     self.source,self.numbers = torch.from_numpy(images),torch.arange(len(images))
     self.names = [o.name if isinstance(o, Path) else str(i) for i,o in enumerate(items)]
     self._keep()
+    self.all_there = there
+    self._set_there(self.rows)
 
 # %% ../nbs/05b_pictures.ipynb #14b56bdb
 @patch

@@ -16,22 +16,29 @@ from .decode import threads,Unreadable
 
 # %% ../nbs/01h_pixels.ipynb #f5b6f1ac
 class Pixels:
-    "A folder with `pixels.u8`, `shards.log` while it is built, and `meta.json` once it is whole"
+    "A folder with `pixels.u8` or `.u16`, `shards.log` while it is built, and `meta.json` once it is whole"
     def __init__(self,
         path,  # the folder
         n:int,  # images
         size:int,  # pixels
+        channels:int=3,
+        bits:int=8,  # 8 or 16
     ):
-        self.path,self.n,self.size,self.row = Path(path),n,size,size*size*3
-        self.file,self.log,self.meta = (self.path/o for o in ('pixels.u8','shards.log','meta.json'))
+        self.path,self.n,self.bits,self.shape = Path(path),n,bits,(size,size,channels)
+        self.dtype,self.row = np.dtype(f'uint{bits}'),size*size*channels*bits//8
+        self.file,self.log,self.meta = (self.path/o for o in (f'pixels.u{bits}','shards.log','meta.json'))
         self.shard = max(32, min(512, 2**23//self.row))          # images
 
     def __len__(self): return -(-self.n//self.shard)             # shards
     def span(self, s): return s*self.shard, min((s+1)*self.shard, self.n)
 
-    def array(self)->np.ndarray: # `(n, size, size, 3)` uint8
+    @property
+    def size(self): return self.shape[0]
+    def of(self, n): return Pixels(self.path, n, self.size, self.shape[2], self.bits)
+
+    def array(self)->np.ndarray: # `(n, size, size, channels)` uint8 or uint16
         "The images, mapped into memory, read-only"
-        return np.memmap(self.file, np.uint8, 'r', shape=(self.n,self.size,self.size,3))
+        return np.memmap(self.file, self.dtype, 'r', shape=(self.n,*self.shape))
 
 # %% ../nbs/01h_pixels.ipynb #4a03c152
 def _checksum(x): return xxhash.xxh3_64_hexdigest(x)
@@ -52,10 +59,13 @@ def sums(self:Pixels,
 def write_meta(self:Pixels,
     sums:list,  # checksum of each shard
     bad:list,  # `(row, reason)` of images that are not in it
-):
+    absent:list,  # `(row, channels)` of images that lack some, by number
+)->dict: # the declaration
     "Declare the file whole"
     d = dict(n=self.n, size=self.size, shard=self.shard, sums=sums, bad=bad)
+    if absent: d['absent'] = absent
     write_atomic(self.meta, json.dumps(d|{'check':digest(d)}))
+    return d
 
 @patch
 def read_meta(self:Pixels)->dict: # or `None`, where the file is not declared whole
@@ -70,27 +80,27 @@ def kept(self:Pixels,
     bad:list,  # `(row, reason)` of what is not in it
 )->Pixels:
     "The rows that are in a whole file"
-    return Pixels(self.path, self.n-len(bad), self.size)
+    return self.of(self.n-len(bad))
 
 # %% ../nbs/01h_pixels.ipynb #2e3c401d
-def _log_line(s, h, bad): return json.dumps([s,h,bad]).encode()+b'\n'
+def _log_line(s, h, notes): return json.dumps([s,h,notes]).encode()+b'\n'
 
 @patch
 def write_log(self:Pixels,
-    done:dict,  # shard -> (checksum, bad rows)
+    done:dict,  # shard -> (checksum, notes)
 ):
     "The log of finished shards, anew"
     write_atomic(self.log, b''.join(_log_line(s, *o) for s,o in sorted(done.items())))
 
 @patch
-def read_log(self:Pixels)->dict: # shard -> (checksum, bad rows)
+def read_log(self:Pixels)->dict: # shard -> (checksum, notes)
     "What an interrupted build has finished"
     done = {}
     if not self.log.exists(): return done
     for l in self.log.read_bytes().split(b'\n')[:-1]:
-        try: s,h,bad = json.loads(l)
+        try: s,h,notes = json.loads(l)
         except (ValueError,TypeError): continue
-        if isinstance(s,int) and 0<=s<len(self): done[s] = h,bad
+        if isinstance(s,int) and 0<=s<len(self): done[s] = h,notes
     return done
 
 def _resume(p):
@@ -108,19 +118,21 @@ def _write(fd, x, at):
         v,at = v[k:],at+k
 
 def _build_shard(p, fd, s, get, stop):
-    "Decode and write a shard; its number, checksum and bad rows"
+    "Decode and write a shard; its number, checksum and notes"
     a,b = p.span(s)
-    x,bad = np.zeros((b-a,p.size,p.size,3), np.uint8),[]
+    x,notes = np.zeros((b-a,*p.shape), p.dtype),[]
     for i in range(a, b):
         if stop.is_set(): return s,None,[]
-        try: x[i-a] = get(i)
-        except Unreadable as e: bad.append([i,str(e)])
-    _write(fd, x.reshape(-1), a*p.row)
-    return s,_checksum(x),bad
+        try: x[i-a],absent = get(i)
+        except Unreadable as e: notes.append([i,str(e)])
+        else:
+            if absent: notes.append([i,absent])
+    _write(fd, x.reshape(-1).view(np.uint8), a*p.row)
+    return s,_checksum(x),notes
 
 # %% ../nbs/01h_pixels.ipynb #b8505279
 def _build_shards(p, shards, get, done):
-    "Build shards, several at a time; `done` is told number, checksum and bad rows of each one that is on the disk"
+    "Build shards, several at a time; `done` is told number, checksum and notes of each one that is on the disk"
     stop = threading.Event()
     bar = progress(None, 'decoding images', total=sum(b-a for a,b in map(p.span,shards)))
     fd = os.open(p.file, os.O_RDWR|os.O_CREAT, 0o644)
@@ -129,9 +141,9 @@ def _build_shards(p, shards, get, done):
             jobs = [ex.submit(_build_shard, p, fd, s, get, stop) for s in shards]
             try:
                 for j in as_completed(jobs):
-                    s,h,bad = j.result()
+                    s,h,notes = j.result()
                     os.fsync(fd)
-                    done(s, h, bad)
+                    done(s, h, notes)
                     a,b = p.span(s)
                     bar.update(b-a)
             except BaseException:
@@ -146,12 +158,12 @@ def _build_shards(p, shards, get, done):
 def _close_gaps(p, bad):
     "Take rows out; checksums of the shards that are left"
     keep = np.setdiff1d(np.arange(p.n), bad)
-    q,x,sums = Pixels(p.path, len(keep), p.size),p.array(),[]
+    q,x,sums = p.of(len(keep)),p.array(),[]
     with open(p.file, 'rb+', buffering=0) as f:
         for s in range(len(q)):
             a,b = q.span(s)
             y = x[keep[a:b]]
-            _write(f.fileno(), y.reshape(-1), a*p.row)
+            _write(f.fileno(), y.reshape(-1).view(np.uint8), a*p.row)
             sums.append(_checksum(y))
         del x
         os.ftruncate(f.fileno(), q.n*q.row)
@@ -161,22 +173,23 @@ def _close_gaps(p, bad):
 # %% ../nbs/01h_pixels.ipynb #ed955e19
 @patch
 def build(self:Pixels,
-    get,  # row -> `(size, size, 3)` uint8; raises `Unreadable`
-)->list: # `(row, reason)` of images that are not in it
+    get,  # row -> `(size, size, channels)` pixels and a list of the channels that it lacks; raises `Unreadable`
+)->dict: # the declaration
     "Decode everything that is not there yet, and declare the file whole"
     self.path.mkdir(parents=True, exist_ok=True)
     finished = _resume(self)
     self.write_log(finished)
     with open(self.log, 'ab') as f:
-        def done(s, h, bad):
-            finished[s] = h,bad
-            f.write(_log_line(s, h, bad))
+        def done(s, h, notes):
+            finished[s] = h,notes
+            f.write(_log_line(s, h, notes))
             f.flush()
             os.fsync(f.fileno())
         _build_shards(self, [s for s in range(len(self)) if s not in finished], get, done)
     os.truncate(self.file, self.n*self.row)
-    bad = [o for s in sorted(finished) for o in finished[s][1]]
+    notes = [o for s in sorted(finished) for o in finished[s][1]]
+    bad,absent = ([o for o in notes if isinstance(o[1], kind)] for kind in (str,list))
     sums = _close_gaps(self, [i for i,_ in bad]) if bad else [finished[s][0] for s in range(len(self))]
-    self.write_meta(sums, bad)
+    d = self.write_meta(sums, bad, absent)
     self.log.unlink(missing_ok=True)
-    return bad
+    return d

@@ -8,6 +8,12 @@ __all__ = ['draw_shares', 'network_mark', 'draw_mark_key', 'draw_names', 'number
 # %% ../nbs/07e_plots.ipynb #8b000003
 import numpy as np,pandas as pd
 
+# %% ../nbs/07e_plots.ipynb #45cece51
+def page_style():
+    "How figures of the pages look: light, in colours that everybody can tell apart, letters as large as a caption's or larger"
+    import seaborn as sns
+    sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi':90, 'figure.facecolor':'white'})
+
 # %% ../nbs/07e_plots.ipynb #8b000006
 def draw_shares(
     shares:dict,  # label -> table with `ratio`, `ratio_low`, `ratio_high`, a row a channel set, the same sets in all
@@ -25,7 +31,7 @@ def draw_shares(
     ax.set(xticks=range(len(t)), xticklabels=t.index, ylabel="share of the specialist's accuracy")
     lo,hi = ax.get_ylim()
     ax.set_ylim(lo-.15*(hi-lo), hi)
-    ax.legend(fontsize=7, ncol=len(shares), loc='lower center')             # below the marks
+    ax.legend(ncol=len(shares), loc='lower center')             # below the marks
     return ax
 
 # %% ../nbs/07e_plots.ipynb #8b000009
@@ -43,7 +49,7 @@ def draw_mark_key(ax):
     "What colours and marks stand for"
     from matplotlib.lines import Line2D
     samples = [Line2D([], [], color=c, marker=m, ls='') for c,m in _marks.values()]
-    ax.legend(samples, _marks, fontsize=7, loc='lower right')
+    ax.legend(samples, _marks, loc='lower right')
 
 # %% ../nbs/07e_plots.ipynb #b535295f
 def draw_names(
@@ -56,7 +62,7 @@ def draw_names(
     bars = [s for c in ax.collections for s in c.get_segments()]
     taken = np.concatenate([np.c_[list(x),list(y)], *(np.linspace(*s, 9) for s in bars)])
     box = dict(fc='white', ec='none', alpha=.7, pad=.5)
-    texts = [ax.text(*o, fontsize=7, ha='center', va='center', bbox=box) for o in zip(x, y, names)]
+    texts = [ax.text(*o, fontsize=10.5, ha='center', va='center', bbox=box) for o in zip(x, y, names)]
     # stronger than by default, for two dozen names
     forces = dict(force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)
     adjust_text(texts, *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6), **forces)

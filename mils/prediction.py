@@ -7,13 +7,40 @@ __all__ = ['predict', 'predict_sets', 'recalibrate']
 
 # %% ../nbs/05h_prediction.ipynb #fedcacbc
 from .core import channel_set,channel_sets,set_name
-from .imageset import ChannelStats,ImageSet
+from .imageset import ChannelStats,having,ImageSet
 from .channels import ChannelAdaptive
 from .pictures import Pictures
 from .batches import stats_of
 from .weights import Classifier
 import numpy as np,pandas as pd,torch
 from torch import nn
+
+# %% ../nbs/05h_prediction.ipynb #1220968e
+def _all_of(net, wanted):
+    "The channels of a plain network in its own order; `ValueError` where fewer are wanted"
+    if len(wanted)==len(net.channels): return net.channels
+    raise ValueError(f'the network was made for {set_name(net.channels)} alone, not for {set_name(wanted)}')
+
+def _check_ranges(net, ds, wanted):
+    "`ValueError` where numbers mean something else in these pictures than in training"
+    trained,given = (o and o.of(wanted) for o in (net.ranges,ds.ranges))
+    if (trained and trained.scale)!=(given and given.scale):
+        raise ValueError(f'the network was trained on {_words(trained)}, and these pictures come as {_words(given)}')
+
+def _words(ranges): return f'--range "{ranges.rules}" --bits {ranges.bits}' if ranges else 'photographs of 8 bits'
+
+def _with_input(net, ds, trained, stats):
+    "A network that takes normalised pictures as a `Classifier`"
+    channels = net.channels if isinstance(net, ChannelAdaptive) else channel_set(trained, trained)
+    stats = stats_of(stats or ds.stats, channels, ds.channels)
+    ranges = ds.ranges and ds.ranges.of(channels)
+    return Classifier(net, channels, stats, ds.classes, ds.size, ranges=ranges).to(next(net.parameters()).device)
+
+def _ranked(p, y):
+    "Label, prediction, rank of the label and its probability, of each picture"
+    order = p.argsort(dim=1, descending=True, stable=True)
+    rank = (order==y[:,None]).int().argmax(1)
+    return torch.stack([y, order[:,0], rank, p.gather(1, y[:,None])[:,0]], 1)
 
 # %% ../nbs/05h_prediction.ipynb #31e7f703
 @torch.inference_mode()
@@ -26,11 +53,13 @@ def predict(
     stats:ChannelStats=None,  # with which a network that is no `Classifier` was trained; default: those of the training split
     bs:int=512,
 )->pd.DataFrame: # a row an image: `image`, `label`, `pred`, `rank` of the right class (0 is best), its probability `p`
-    "Predictions for each image of a split"
+    "Predictions for each image of a split that has these channels"
     if not isinstance(net, Classifier): net = _with_input(net, ds, trained, stats)
     device,adaptive = next(net.parameters()).device,isinstance(net.net, ChannelAdaptive)
     wanted = channel_set(channels or net.channels, net.channels)
-    pictures,out = Pictures(ds, split, wanted).to(device),[]
+    if not adaptive: wanted = _all_of(net, wanted)
+    _check_ranges(net, ds, wanted)
+    pictures,out = Pictures(having(ds, wanted), split, wanted).to(device),[]
     net.eval()
     for i in torch.arange(len(pictures), device=device).split(bs):
         x,y = (o.as_subclass(torch.Tensor) for o in pictures.batch(i))
@@ -38,18 +67,6 @@ def predict(
         out.append(_ranked(logits.softmax(1), y).cpu())
     y,pred,rank,p = torch.cat(out).T
     return pd.DataFrame(dict(image=pictures.names, label=y.int(), pred=pred.int(), rank=rank.int(), p=p))
-
-def _with_input(net, ds, trained, stats):
-    "A network that takes normalised pictures as a `Classifier`"
-    channels = net.channels if isinstance(net, ChannelAdaptive) else channel_set(trained, trained)
-    stats = stats_of(stats or ds.stats, channels, ds.channels)
-    return Classifier(net, channels, stats, ds.classes, ds.size).to(next(net.parameters()).device)
-
-def _ranked(p, y):
-    "Label, prediction, rank of the label and its probability, of each picture"
-    order = p.argsort(dim=1, descending=True, stable=True)
-    rank = (order==y[:,None]).int().argmax(1)
-    return torch.stack([y, order[:,0], rank, p.gather(1, y[:,None])[:,0]], 1)
 
 # %% ../nbs/05h_prediction.ipynb #910f655e
 def probe_sets(
@@ -68,9 +85,10 @@ def predict_sets(
     split:str='test',
     trained:str='RGB',  # as for `predict`
 )->pd.DataFrame: # the rows of `predict` for each set, with a column `channels`
-    "Predictions on the channel sets that the network serves, see `probe_sets`"
+    "Predictions on the channel sets that the network serves, see `probe_sets`, each for the pictures that have it"
     if not isinstance(net, Classifier): net = _with_input(net, ds, trained, None)
     sets = probe_sets(net.channels) if isinstance(net.net, ChannelAdaptive) else [net.channels]
+    sets = [s for s in sets if len(having(ds, s).splits[split])]
     return pd.concat([predict(net, ds, split, s).assign(channels=set_name(s)) for s in sets], ignore_index=True)
 
 # %% ../nbs/05h_prediction.ipynb #092b5177

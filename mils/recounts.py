@@ -9,9 +9,10 @@ __all__ = []
 import re
 from functools import lru_cache
 from .models import create_model
-from .claims import is_number,meets,stated
-import pandas as pd,torch
+from .claims import interval_ends,is_number,meets,stated
+import numpy as np,pandas as pd,torch
 from mpmath import iv
+from scipy.optimize import linprog
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,31 +48,32 @@ def _is_written(o, n):
     "Whether `n` rounds to the number of a row"
     return meets(stated(o.value), iv.mpf(n/_units[o.unit]))
 
-def _recount_params(o, name, options):
+def _recount_params(o, name):
     "Verdict and reason of a number of parameters"
     tried = []
     for classes in (100,50):
-        n = recount(name, classes, **options)['parameters']
+        n = recount(name, classes)['parameters']
         tried.append(f'{n:,} with {classes} classes')
         if _is_written(o, n): return 'confirmed',tried[-1]
     return 'inconsistent',f'{" or ".join(tried)}, not {o.value} {o.unit}'
 
-def _recount_flops(o, name, options, near=.05):
-    "Verdict and reason of an amount of arithmetic"
-    n = recount(name, **options)['multiply_adds']
+def _recount_flops(o, name, near=.05):
+    "Verdict and reason of an amount of arithmetic; a parameter is used once at least, and at most once a pixel"
+    n = recount(name)['multiply_adds']
     v = float(o.value)*_units[o.unit]
     off = min(abs(v/k-1) for k in (n,2*n))
     reason = f'{n/1e9:.2f} G multiply-adds at 224 px, or {2*n/1e9:.2f} G operations'
     if off>=near:
-        side = 224*(v/n)**.5
-        reason += f'; {o.value} {o.unit} would be multiply-adds at about {side:.0f} px'
+        uses = v/recount(name)['parameters']
+        reason += f' for ours, whose strides and stem are not stated; {o.value} {o.unit} is {uses:.0f} for each parameter'
+        if 1<=uses<=224**2: return 'consistent',f'{reason}, which another such network can have'
     if _is_written(o, n) or _is_written(o, 2*n): return 'confirmed',reason
     if off<near: return 'consistent',reason
     return 'inconsistent',reason
 
-def _recount_layers(o, name, options):
+def _recount_layers(o, name):
     "Verdict and reason of a number of layers"
-    n,written = recount(name, **options),int(o.value)
+    n,written = recount(name),int(o.value)
     layers,blocks = n['layers'],n['blocks']
     if written==layers: return 'confirmed',f'{layers} convolutions and linear layers in a row'
     deep = recount('resnet34')['layers']
@@ -80,13 +82,15 @@ def _recount_layers(o, name, options):
     return 'inconsistent',reason
 
 # %% ../nbs/08g_recounts.ipynb #1a078da5
-def _reduction(text, small, large):
-    "Verdict and reason of a reduction of layers in percent"
-    got = {k:100*(1-small[k]/large[k]) for k in ('layers','blocks')}
-    reason = ', '.join(f'{small[k]} of {large[k]} {k} is a reduction by {g:.1f} %' for k,g in got.items())
-    for g in got.values():
-        if meets(stated(text), iv.mpf(g)): return 'confirmed',reason
-    return 'inconsistent',f'{reason}; {text} % sets blocks of one against layers of the other'
+def _reduction(text, few, many, small, large):
+    "Verdict and reason of a reduction of layers in percent: as stated, from `few` and `many`, or from networks counted alike"
+    def less(a, b): return 100*(1-a/b)
+    alike = [(small[k],large[k],k) for k in ('layers','blocks')]
+    told = ' or '.join(f'{less(a,b):.1f} % ({a} of {b} {k})' for a,b,k in alike)
+    reason = f'1 - {few}/{many} is {less(few,many):.1f} %; counted alike it would be {told}'
+    for a,b,_ in [(few,many,''), *alike]:
+        if meets(stated(text), iv.mpf(less(a, b))): return 'confirmed',reason
+    return 'inconsistent',reason
 
 def _width(width, params):
     "Verdict and reason of the Wide ResNet's width, given its parameters in millions"
@@ -95,24 +99,41 @@ def _width(width, params):
     if meets(stated(params), iv.mpf(n/1e6)): return 'confirmed',reason
     return 'inconsistent',reason
 
-# %% ../nbs/08g_recounts.ipynb #b341409d
-def _network(o):
-    "The network of a row, and its options; none where it is not described"
-    width = re.fullmatch(r'(?:full_)?width(\d+)', o['row'])
-    if width and o.table=='wide_resnet_ablation': return 'wide_resnet',dict(width=int(width[1]))
-    if o['row'] in ('wide_resnet','resnet34'): return o['row'],{}
+# %% ../nbs/08g_recounts.ipynb #5995754d
+_widths = {2:'wide_resnet_ablation.width2.params', 4:'architectures.wide_resnet.params', 8:'wide_resnet_ablation.width8.params'}
 
+def _fits_widths(
+    params:dict,  # width -> parameters as they are written
+)->bool:
+    "Whether a sum of width squared, width and a constant, each taken a non-negative number of times, gives them all"
+    terms = np.array([[w*w,w,1] for w in params])
+    low,high = np.array([interval_ends(stated(t)) for t in params.values()]).T
+    return bool(linprog(np.zeros(3), A_ub=np.vstack([terms,-terms]), b_ub=np.concatenate([high,-low])).success)
+
+def _recount_widths(value):
+    "Claim, verdict and reason of the parameters that are stated for other widths"
+    params = {w:value[c] for w,c in _widths.items()}
+    for w in (2,8):
+        n = recount('wide_resnet', width=w)['parameters']
+        verdict,reason = 'inconsistent',f'ours of this width has {n:,} parameters'
+        if _fits_widths(params):
+            verdict,listed = 'consistent',', '.join(f'{p} M at width {k}' for k,p in params.items())
+            reason += f', but another such network need not: {listed} fit one rule (width squared, width and a constant)'
+        if meets(stated(params[w]), iv.mpf(n/1e6)): verdict = 'confirmed'
+        yield _widths[w],verdict,reason
+
+# %% ../nbs/08g_recounts.ipynb #b341409d
 def check_recounts(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
     "Parameters, multiply-adds, layers and width, from networks built as they are described"
     checks = dict(params=_recount_params, flops=_recount_flops, layers=_recount_layers)
-    counted = claims.quantity.isin(list(checks))&claims.value.map(is_number)
-    for i,o in claims[counted].iterrows():
-        network = _network(o)
-        if network: yield i,*checks[o.quantity](o, *network)
+    counted = claims.quantity.isin(list(checks))&claims.value.map(is_number)&claims['row'].isin(['wide_resnet','resnet34'])
+    for i,o in claims[counted].iterrows(): yield i,*checks[o.quantity](o, o['row'])
     value = claims.set_index('claim').value
     index = {c:i for i,c in claims.claim.items()}
+    for claim,verdict,reason in _recount_widths(value): yield index[claim],verdict,reason
     width,fewer = 'recipe.wide_resnet.width','baseline.wide_resnet.layer_reduction'
+    layers = [int(value[f'baseline.{k}.layers']) for k in ('wide_resnet','resnet34')]
     yield index[width],*_width(value[width], value['architectures.wide_resnet.params'])
-    yield index[fewer],*_reduction(value[fewer], recount('wide_resnet'), recount('resnet34'))
+    yield index[fewer],*_reduction(value[fewer], *layers, recount('wide_resnet'), recount('resnet34'))

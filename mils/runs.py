@@ -11,9 +11,9 @@ from dataclasses import asdict
 from datetime import datetime,timezone
 from pathlib import Path
 import pandas as pd
-from filelock import FileLock
 from .core import write_atomic
 from .imageset import ImageSet
+from .disk import locked
 from .config import Config
 from .learner import get_learner
 from .weights import Classifier,load_classifier,load_state,load_tensors,save_classifier,save_state
@@ -56,14 +56,20 @@ def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 def _about(cfg, ds):
     "What `config.json` holds"
     images = {k:len(v) for k,v in ds.splits.items()}
+    ranges = dict(ranges=asdict(ds.ranges)) if ds.ranges else {}
     return dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg), code=source_digest(), outside=outside_digests(cfg),
-        source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, started=_now())
+        source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=_now())
 
-def _train(cfg, ds, folder, device):
+def _teacher(cfg, ds, root, device, wait):
+    "The network that teaches, trained first where it is not there; nothing where none is asked for"
+    if cfg.teacher: return load_run(train_run(cfg.teacher, ds, root, device, wait)).net
+
+def _train(cfg, ds, folder, device, wait):
     "The work of `train_run`, with the folder locked"
-    write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
+    if not (folder/'config.json').exists(): write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
     write_atomic(folder/'env.json', json.dumps(environment(device), indent=1))
-    learn = get_learner(cfg, ds, device, write=_save_epoch(folder))
+    teacher = _teacher(cfg, ds, folder.parent, device, wait)
+    learn = get_learner(cfg, ds, device, write=_save_epoch(folder), teacher=teacher)
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     if rows and outside_digests(cfg): check_resumed(learn, folder)
@@ -88,13 +94,14 @@ def train_run(
     `ValueError` for data without validation images and for a folder that holds a run of another network,
     `filelock.Timeout` where another process is at the run and `wait` is false.
     """
-    if not len(ds.splits['val']): raise ValueError(f'{ds} has no validation images; take more images a class, or a larger share')
+    if not len(ds.splits['val']):
+        raise ValueError(f'{ds} has no validation images; list some in val.txt, put some into a folder val/, or give it more a class')
     folder = Path(root)/run_name(cfg, ds)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'.lock', timeout=-1 if wait else 0):
+    with locked(f'{folder}/', wait):
         for left in folder.glob('.*.tmp'): left.unlink()                       # of a process that was killed while it wrote
         check_folder(cfg, ds, folder)
-        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device)
+        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
         (folder/'state.safetensors').unlink(missing_ok=True)
     return folder
 

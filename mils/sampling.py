@@ -20,22 +20,29 @@ def sample_masks(
     n:int,  # samples
     c:int,  # channels
     generator:torch.Generator,
+    there:torch.Tensor=None,  # `(n, c)` bool, the channels to choose from; default: all
 )->torch.Tensor: # `(n, c)` bool, no row empty
     "A channel set for each sample: uniform over sizes, then over the sets of that size"
     dev = generator.device
-    size = torch.randint(1, c+1, (n,1), generator=generator, device=dev)
-    rank = torch.rand(n, c, generator=generator, device=dev).argsort(1).argsort(1)
+    if there is None: size,order = torch.randint(1, c+1, (n,1), generator=generator, device=dev),0
+    else: size,order = 1+(torch.rand(n, 1, generator=generator, device=dev)*there.sum(1, keepdim=True)).long(),2*~there
+    rank = (torch.rand(n, c, generator=generator, device=dev)+order).argsort(1).argsort(1)
     return rank<size
 
 # %% ../nbs/05d_sampling.ipynb #0dc8f40f
-def _batch_masks(n, c, generator):
-    "As `sample_masks`, with one set for the whole batch"
-    return sample_masks(1, c, generator).expand(n, -1)
+def _of_those(mask, there):
+    "The part of a set that is there, or all that is there where that is nothing"
+    if there is not None: mask = mask&there
+    left = ~mask.any(1, keepdim=True)
+    return mask|(left if there is None else left&there)
 
-def _dropout_masks(n, c, generator):
+def _batch_masks(n, c, generator, there=None):
+    "As `sample_masks`, with one set for the whole batch"
+    return _of_those(sample_masks(1, c, generator).expand(n, -1), there)
+
+def _dropout_masks(n, c, generator, there=None):
     "Each channel is there or not by the throw of a coin; a sample that is left without any keeps all"
-    mask = torch.rand(n, c, generator=generator, device=generator.device)<.5
-    return mask|~mask.any(1, keepdim=True)
+    return _of_those(torch.rand(n, c, generator=generator, device=generator.device)<.5, there)
 
 samplings = {'none': None, 'sample': sample_masks, 'batch': _batch_masks, 'dropout': _dropout_masks}
 
@@ -47,20 +54,29 @@ class ChannelSampling(Callback):
         draw=sample_masks,  # see `samplings`
         seed:int=0,
         held_out=(),  # `(sets, channels)` bool masks never to be drawn
+        shares:dict=None,  # channel -> share of the sets that have it; 1 for a channel that always is in
         views:int=1,  # sets a picture
         distill:float=0.,  # share of the loss by which the full view teaches the others
         channels='RGB',  # names of the channels, for a network that is to get a stem
         **kwargs,  # to `convert`: generator, attention
     ):
         self.draw,self.seed,self.views,self.distill,self.names,self.kwargs = draw,seed,views,distill,channels,kwargs
-        self.held_out = torch.as_tensor(held_out)
-    def masks(self, n, c, g=None):
-        "A channel set for each of `n` pictures"
-        g = g or self.g
-        m = self.draw(n, c, g)
+        self.held_out,self.shares = torch.as_tensor(held_out),shares or {}
+    def masks(self, n, c, g=None, there=None):
+        "A channel set for each of `n` pictures; `there` says which channels they have"
+        g,tries = g or self.g,0
+        m = self._drawn(n, c, g, there)
         while len(self.held_out) and (bad := (m[:,None]==self.held_out.to(m.device)).all(2).any(1)).any():
-            m = torch.where(bad[:,None], self.draw(n, c, g), m)
+            if (tries := tries+1)>1000: raise ValueError('a picture has no channel set that is not held out')
+            m = torch.where(bad[:,None], self._drawn(n, c, g, there), m)
         return m
+    def _drawn(self, n, c, g, there):
+        "Sets, in which channels with a share of their own are drawn one by one"
+        m = self.draw(n, c, g) if there is None else self.draw(n, c, g, there)
+        if not self.shares: return m
+        m = m.clone()
+        for name,share in self.shares.items(): m[:,self.names.index(name)] = torch.rand(n, generator=g, device=g.device)<share
+        return _of_those(m, there)
 
 # %% ../nbs/05d_sampling.ipynb #5f45de41
 @patch
@@ -72,10 +88,10 @@ def before_train(self:ChannelSampling):
 @patch
 def before_batch(self:ChannelSampling):
     if not self.training: return
-    n,c = self.x.shape[:2]
-    m = torch.cat([self.masks(n, c) for _ in range(self.views)])
-    if self.distill: m[:n] = True
-    x = self.x
+    x,there = (*self.xb, None)[:2]
+    n,c = x.shape[:2]
+    m = torch.cat([self.masks(n, c, there=there) for _ in range(self.views)])
+    if self.distill: m[:n] = True if there is None else there
     if self.views>1:
         x = x.repeat(self.views, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         self.learn.yb = tuple(torch.cat([y]*self.views) for y in self.yb)
@@ -98,9 +114,9 @@ def after_loss(self:ChannelSampling):
     self.learn.loss_grad = (1-self.distill)*self.loss_grad+self.distill*F.kl_div(pupil, teacher, log_target=True, reduction='batchmean')
 
 @patch
-def some_sets(self:ChannelSampling, n, c):
+def some_sets(self:ChannelSampling, n, c, there=None):
     "Sets for pictures that are only looked at"
-    return self.masks(n, c, torch.Generator().manual_seed(self.seed))
+    return self.masks(n, c, torch.Generator().manual_seed(self.seed), there)
 
 # %% ../nbs/05d_sampling.ipynb #3543ab42
 @patch
@@ -145,4 +161,7 @@ class OneSet(Callback):
         channels,  # the set
     ): self.wanted = channels
     def before_batch(self):
-        if not self.training: self.learn.xb = self.x,self.model.stem.one_mask(self.wanted).expand(len(self.x), -1)
+        if self.training: return
+        x,*there = self.xb
+        mask = self.model.stem.one_mask(self.wanted).expand(len(x), -1)
+        self.learn.xb = x,mask&there[0] if there else mask

@@ -94,13 +94,17 @@ def load_data(
     classes=None,  # labels or names to keep, `range(50)`; all by default
     skip_bad:bool=False,  # go on without images that cannot be used
     cache_dir=None,  # folder; by default `MILS_CACHE` or `~/.cache/mils`
+    channels=None,  # names of the channels, for files that are no photographs and do not say them
+    rules:str=None,  # ranges of the channels, see `parse_rules`
+    bits:int=8,  # of a pixel, 8 or 16
     **opts,  # `n_train`, `n_val`, `n_test`, `seed` of `chroma`; `seed`, `val`, `test` of splits that must be drawn
 )->ImageSet:
     "Load a data set by name or path"
+    if size is not None and size<1: raise ValueError(f'size={size}; expected 1 pixel or more')
     if str(source)!='chroma':
         path = data_path(source, cache_dir)
-        m = read_manifest(path, classes, **_options(read_manifest, opts, ('path','classes')))
-        return cached(m, size or 64, skip_bad, cache_dir)
+        m = read_manifest(path, classes, channels=channels, **_options(read_manifest, opts, ('path','classes','channels')))
+        return cached(m, 64 if size is None else size, skip_bad, cache_dir, channels, rules, bits)
     from mils.chroma import chroma
     if size not in (None,32): raise ValueError(f'chroma is drawn at 32 px; got size {size}')
     ds = chroma(**_options(chroma, opts))

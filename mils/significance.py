@@ -9,7 +9,7 @@ __all__ = []
 import math
 from fnmatch import filter as names_like
 import pandas as pd
-from scipy.stats import ttest_ind_from_stats
+from scipy.stats import t as student,ttest_ind_from_stats
 from statsmodels.stats.proportion import proportions_ztest
 from .core import lookup
 from .granularity import stated_sizes
@@ -25,10 +25,12 @@ def two_proportions(
 def welch(
     a:float, a_pm:float, b:float, b_pm:float,  # means and their ±
     runs:int,  # of each
-    reading:str='standard deviation',  # or `standard error`
+    reading:str='standard deviation',  # or `standard error`, `95 % interval (t)`
 )->float:
     "p of Welch's two-sided t-test from reported means and ±"
-    by = lookup({'standard deviation':1, 'standard error':math.sqrt(runs)}, reading, 'reading of ±')
+    root = math.sqrt(runs)
+    factors = {'standard deviation':1, 'standard error':root, '95 % interval (t)':root/student.ppf(.975, runs-1)}
+    by = lookup(factors, reading, 'reading of ±')
     return float(ttest_ind_from_stats(a, by*a_pm, runs, b, by*b_pm, runs, equal_var=False).pvalue)
 
 # %% ../nbs/08f_significance.ipynb #4df3b8f0
@@ -37,7 +39,7 @@ def _against_all(values, others, n_pictures, runs):
     def get(network, quantity='accuracy'): return float(values[f'architectures.{network}.{quantity}'])
     top,top_pm = get('wide_resnet'),get('wide_resnet', 'accuracy_pm')
     tests = {f'two proportions, {n:,} pictures':max(two_proportions(top, get(k), n) for k in others) for n in n_pictures}
-    for reading in ('standard deviation','standard error'):
+    for reading in ('standard deviation','standard error','95 % interval (t)'):
         p = [welch(top, top_pm, get(k), get(k, 'accuracy_pm'), runs, reading) for k in others]
         tests[f'Welch, {runs} runs, ± as {reading}'] = max(p)
     return tests

@@ -6,7 +6,7 @@
 __all__ = ['build_site', 'build_readme']
 
 # %% ../nbs/10c_site.ipynb #f984c542
-import json,re,shutil,subprocess,sys,tempfile
+import base64,json,re,shutil,subprocess,sys,tempfile
 from pathlib import Path
 import nbformat,yaml
 from fastcore.basics import first
@@ -19,6 +19,7 @@ from pybtex.database import parse_file
 from .marks import change_texts,without_marks
 from .pages import apply_directives,Page,read_page,stage_pages
 from .markup import markdown,references
+from .search import sections
 
 # %% ../nbs/10c_site.ipynb #f5c9e117
 def _matching(pattern, pages):
@@ -36,17 +37,27 @@ def menu(
     entries = []
     for o in items:
         if 'auto' in o:
-            entries += [dict(text=p.title, href=p.out, contents=[]) for p in _matching(o['auto'], pages)]
+            entries += [dict(text=p.title, purpose=_purpose(p), href=p.out) for p in _matching(o['auto'], pages)]
             continue
         page,below = pages.get(o.get('href')),menu(o.get('contents',[]), pages)
-        if not page and not below: continue
-        entries.append(dict(text=o.get('text') or o.get('section') or page.title, href=page and page.out, contents=below))
+        if page: entries.append(dict(text=o.get('text') or page.title, href=page.out))
+        elif below: entries.append(dict(text=o['section'], contents=below))
     return entries
+
+def _purpose(page):
+    "A library page's line of purpose; other titles say it themselves"
+    return page.meta.get('description') if page.src[0].isdigit() else None
+
+def reading_order(items):
+    "Entries of a menu that are pages, in order"
+    for o in items:
+        if 'href' in o: yield o
+        yield from reading_order(o.get('contents', []))
 
 # %% ../nbs/10c_site.ipynb #2c357eb0
 def render_page(
     page:Page,  # the page
-    site:dict,  # `title`, `description`, `copyright`, `menu`
+    site:dict,  # `title`, `description`, `copyright`, `url`, `menu`, `order`
     bib:dict,  # bibliography entries by key
     outs:dict,  # notebook -> page
     template,  # Jinja template that extends nbconvert's
@@ -57,24 +68,12 @@ def render_page(
     exp = HTMLExporter(raw_template=Path(template).read_text(encoding='utf-8'), template_name='basic',
                        exclude_output_prompt=True, filters=filters)
     exp.environment.globals.update(page=page, site=site, refs=lambda: references(bib, page.cited))
-    body,_ = exp.from_notebook_node(page.nb)
+    page.html,_ = exp.from_notebook_node(page.nb)
+    for _,anchor,_ in page.headings: page.html = page.html.replace(f'<a id="{anchor}"></a>', '')
     if page.unknown:
         unknown = ', '.join(map(repr, dict.fromkeys(page.unknown)))
         raise ValueError(f"nbs/{page.src}: unknown reference {unknown}; labels here: {', '.join(page.labels) or 'none'}")
-    return body
-
-# %% ../nbs/10c_site.ipynb #9e1c7137
-def _sections(page):
-    "What can be found on a page: its sections, with the words of their text"
-    yield dict(page=page.title, title=page.title, href=page.out, text=page.meta.get('description',''))
-    anchors = {title:anchor for _,anchor,title in page.headings}
-    for c in page.nb.cells:
-        if c.cell_type!='markdown': continue
-        for head,body in re.findall(r'^#+ (.+)$\n?((?:(?!^#).*\n?)*)', c.source, re.M):
-            title = head.strip()
-            if title not in anchors: continue
-            words = re.findall(r'[\w-]+', body)
-            yield dict(page=page.title, title=title, href=f'{page.out}#{anchors[title]}', text=' '.join(words))
+    return page.html
 
 # %% ../nbs/10c_site.ipynb #c35b87ec
 _copied = '.css','.js','.json','.onnx','.png','.jpg','.svg'          # files that pages load
@@ -87,12 +86,14 @@ def _render_plain(nbs, out):
     outs = {s:p.out for s,p in pages.items()}
     bib = parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))
-    site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright,
-                menu=menu(conf['website']['sidebar']['contents'], pages), source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}',
+    entries = menu(conf['website']['sidebar']['contents'], pages)
+    site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright, url=cfg.doc_host+cfg.doc_baseurl,
+                menu=entries, order=list(reading_order(entries)), source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}',
                 after=(nbs/conf['format']['html']['include-after-body']).read_text(encoding='utf-8'))
     files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
-    sections = [o for p in pages.values() for o in _sections(p)]
-    files['search.js'] = f'window.SECTIONS = {json.dumps(sections)}'.encode()
+    files |= {f'{p.out[:-5]}.png':base64.b64decode(p.figure) for p in pages.values() if p.figure}          # for previews
+    order = sorted(pages.values(), key=lambda p: p.src[0].isdigit())                                       # the library comes last
+    files['search.js'] = f'window.SECTIONS = {json.dumps([o for p in order for o in sections(p)])}'.encode()
     files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in _copied}
     shutil.rmtree(out, ignore_errors=True)
     for name,data in files.items(): _write(out/name, data)
@@ -148,7 +149,7 @@ def build_site(
         render(nbs, out)
         _add_runtime(out)
     page = first(p for p in (out/'report'/'index.html', out/'index.html', out) if p.exists())
-    print(page)
+    print(f'the live page needs a server: `mils report --serve`\n{page}')
     return page
 
 # %% ../nbs/10c_site.ipynb #7fef9b84

@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../nbs/11_specs.ipynb #3be2d0f5
-import ast,hashlib,json,re
+import hashlib,json,re,sys
 from itertools import product
 from pathlib import Path
-from .core import write_atomic
+from .core import channel_set,write_atomic
+from .config import typed_value
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -23,12 +24,16 @@ def parse_numbers(
         numbers += range(ends[0], ends[-1]+1)
     return numbers
 
-# %% ../nbs/11_specs.ipynb #d5e3e254
-def _value(text):
-    "A number, `True` or `None` where the text is one, else the text"
-    try: return ast.literal_eval(text)
-    except (ValueError,SyntaxError): return text
+# %% ../nbs/11_specs.ipynb #5422ba81
+def at_least(
+    low:int,  # where it begins
+    **numbers,  # options as typed, by name
+):
+    "`ValueError` for an option that is too small; none is `None`"
+    for name,v in numbers.items():
+        if v is not None and v<low: raise ValueError(f'--{name.replace("_", "-")} {v}; expected {low} or more')
 
+# %% ../nbs/11_specs.ipynb #d5e3e254
 def parse_settings(
     text:str,  # `"lr=0.001,0.002:bs=64"`
 )->list: # dicts, one for each combination of values
@@ -38,7 +43,7 @@ def parse_settings(
         name,equals,several = part.partition('=')
         if not equals: raise ValueError(f'{name!r} has no value; expected name=value')
         names.append(name)
-        values.append([_value(v) for v in several.split(',')])
+        values.append([typed_value(v) for v in several.split(',')])
     return [dict(zip(names, vs)) for vs in product(*values)]
 
 # %% ../nbs/11_specs.ipynb #87aa8cdd
@@ -49,6 +54,7 @@ def parse_networks(
 )->list: # dicts for `Config`
     "Networks and their options, every combination"
     networks = []
+    if not text.split(): raise ValueError(f'{text!r} names no network; expected for example small_cnn:dynamic or resnet34')
     for spec in text.split():
         model,*words = spec.split(':')
         is_dynamic = 'dynamic' in words
@@ -82,16 +88,42 @@ def parse_classes(
     "Labels to keep"
     return None if text is None else parse_numbers(text)
 
+def parse_channels(
+    text:str,  # `"GB"`, `"R+NIR"`, `"bright field,DNA"`, `"NIR+"`
+)->tuple: # names, or none
+    "Names of channels; between longer ones stands + or a comma, and one alone ends in it"
+    if text is None: return None
+    text = text.replace(',','+')
+    return channel_set(text, text)
+
+def parse_shares(
+    always:str,  # channels that every drawn set has
+    share:str,  # `"DNA=0.8,NIR=0.5"`
+)->dict: # channel -> share of the drawn sets that have it
+    "How often channels are drawn, where that is not left to chance"
+    shares = dict.fromkeys(parse_channels(always) or (), 1.)
+    for part in filter(None, (share or '').split(',')):
+        name,equals,value = part.rpartition('=')
+        if not equals: raise ValueError(f'{part!r} names no share; expected channel=share, such as DNA=0.8')
+        shares[name.strip()] = typed_value(value)
+    return shares
+
+# %% ../nbs/11_specs.ipynb #bcc36fc6
 def load_typed(
     data:str,  # a folder, a zip, or the name of a data set
     size:int,  # pixels of the side; chroma has its own
     classes:str=None,  # labels to keep
     skip_bad:bool=False,  # go on without unreadable images
     derived:bool=False,  # add the channels that are computed from the others, see `derive`
+    channels=None,  # names of channels, for files that are no photographs
+    **how,  # `rules` and `bits` of such channels
 ): # `ImageSet`
     "A data set from what was typed"
     from mils.sets import load_data
-    ds = load_data(data, None if data=='chroma' else size, parse_classes(classes), skip_bad)
+    at_least(1, size=size)
+    if data=='chroma': size,channels,how = None,None,{}
+    ds = load_data(data, size, parse_classes(classes), skip_bad, channels=channels, **how)
+    for o in ds.notes: print(f'note: {o}', file=sys.stderr)
     if not derived: return ds
     from mils.derived import derive
     return derive(ds)

@@ -10,14 +10,19 @@ import math
 from itertools import combinations_with_replacement
 import numpy as np,pandas as pd
 from .claims import interval_ends,is_number,parse_number,stated
-from .granularity import stated_runs,stated_sizes
+from scipy.stats import norm,t as student
+from .granularity import allowed_sizes,stated_runs
 
 # %% ../nbs/08c_spreads.ipynb #9d5a5e4e
+def _error(k): return k.std(1, ddof=1)/k.shape[1]**.5
+
 spreads = {   # readings of a ±: function of an array `(cases, runs)`
     'standard deviation':            lambda k: k.std(1, ddof=1),
     'population standard deviation': lambda k: k.std(1),
-    'standard error':                lambda k: k.std(1, ddof=1)/k.shape[1]**.5,
-    'half range':                    lambda k: np.ptp(k, 1)/2}
+    'standard error':                _error,
+    'half range':                    lambda k: np.ptp(k, 1)/2,
+    '95 % interval (t)':             lambda k: student.ppf(.975, k.shape[1]-1)*_error(k),
+    '95 % interval (normal)':        lambda k: norm.ppf(.975)*_error(k)}
 
 # %% ../nbs/08c_spreads.ipynb #994bd64b
 def spread_readings(
@@ -47,7 +52,7 @@ def _readings(text, n, runs, scale):
 
 def _words(readings):
     if len(readings)==len(spreads): return 'any reading'
-    return ', '.join(readings)
+    return ', '.join(readings) or 'no reading'
 
 def _plus_minus(o, accuracy, ns, runs):
     "Verdict and reason of the ± `o` of an accuracy"
@@ -57,19 +62,20 @@ def _plus_minus(o, accuracy, ns, runs):
     possible = {n:_readings(o.value, n, runs, scale) for n in ns}
     if not any(possible.values()):
         numbers = ' or '.join(f'{n:,}' for n in ns)
-        return 'inconsistent',f'{runs} whole numbers of {numbers} pictures have no such standard deviation, standard error or range'
+        none = f'{runs} whole numbers of {numbers} pictures have no such standard deviation, standard error, range or 95 % interval'
+        return 'inconsistent',none
     by_chance = ', '.join(f'{v:.2g} on {n:,}' for n,v in luck.items())
     reason = f'chance over pictures is ± {by_chance} pictures'
     written = float(parse_number(o.value)[1])
     if written<min(luck.values()): reason += ', so this is at most a spread over trainings'
-    told = [f'{n:,} pictures: {_words(readings)}' for n,readings in possible.items() if readings]
+    told = [f'{n:,} pictures: {_words(readings)}' for n,readings in possible.items()]
     return 'consistent',f'{reason} ({"; ".join(told)})'
 
 def check_spreads(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
     "Whether a ± (`..._pm`, `_sd`, `_se`, `_std`) can come from the stated runs and pictures, and how it compares with chance over pictures"
-    ns = sorted(set(stated_sizes(claims).values()))
+    ns = allowed_sizes(claims)
     runs = max(stated_runs(claims).values(), default=1)
     numbers = claims[claims.value.map(is_number)]
     value = numbers.drop_duplicates('claim').set_index('claim').value

@@ -22,7 +22,6 @@ _task_b = {   # claim -> formula
     'recipe.wide_resnet.epochs':           f'{_wide}.train_time/{_arch}.epoch_time',
     f'{_wide}.train_time':                 f'recipe.wide_resnet.epochs*{_arch}.epoch_time',
     'wide_resnet_ablation.full_width4.accuracy': f'{_arch}.accuracy',
-    'efficiency.wide_resnet.flops':        f'{_arch}.flops',
     f'{_base}.target.accuracy':            f'90*{_deep}.accuracy/100',
     f'{_deep}.accuracy_per_mparam':        f'{_deep}.accuracy/{_deep}.params',
     f'{_wide}.accuracy_per_mparam':        f'{_arch}.accuracy/{_arch}.params',
@@ -31,13 +30,11 @@ _task_b = {   # claim -> formula
     f'{_wide}.relative_to_target':         f'100*{_arch}.accuracy/{_base}.target.accuracy',
     f'{_wide}.gain_over_resnet34':         f'{_arch}.accuracy - {_deep}.accuracy',
     f'{_wide}.param_reduction':            f'100*(1 - {_arch}.params/{_deep}.params)',
-    f'{_wide}.layer_reduction':            f'100*(1 - {_wide}.layers/{_deep}.layers)',
     f'{_wide}.train_time_reduction':       f'100*(1 - {_wide}.train_time/{_deep}.train_time)',
     f'{_wide}.train_time_saved':           f'{_deep}.train_time - {_wide}.train_time',
     f'{_wide}.param_efficiency_gain':      f'100*({_wide}.accuracy_per_mparam/{_deep}.accuracy_per_mparam - 1)',
     'records.wide_resnet.highest_4layer_accuracy': 'most(architectures.*.accuracy)',
-    'records.all.architectures_tested':    'count(architectures.*.accuracy)',
-    'records.all.experiments_min':         f'{_wide}.runs*count(architectures.*.accuracy)'}
+    'records.all.architectures_tested':    'count(architectures.*.accuracy)'}
 
 # %% ../nbs/08e_study.ipynb #3cd0bfe6
 _mode,_way,_sets = 'task_a_modes','task_a_methods',[set_name(s) for s in channel_sets()]

@@ -10,6 +10,7 @@ import json,os,warnings
 from pathlib import Path
 import pandas as pd
 from .core import digest,lookup,set_name,write_atomic
+from .disk import locked
 from .config import Config
 from .arms import describe
 from .identity import as_ever,declared
@@ -135,8 +136,10 @@ def collect_runs(
     done = [f for _,f in finished_runs(root)]
     if not done: raise ValueError(f'no finished run in {root}')
     tables = _tables(done)
-    if out and (Path(out)/'runs.csv').exists(): tables = _merge(_read(Path(out)), tables)
-    if out: write_results(tables, out)
+    if not out: return tables
+    with locked(f'{out}/'):                                  # somebody else may add runs now
+        if (Path(out)/'runs.csv').exists(): tables = _merge(_read(Path(out)), tables)
+        write_results(tables, out)
     return tables
 
 def read_results(
@@ -158,6 +161,15 @@ def other_versions(
     return [tuple(o.run) for _,o in groups if len(o)>1]
 
 # %% ../nbs/06f_tables.ipynb #e30ad6d0
+def _shorten(path, names):
+    is_csv = path.suffix=='.csv'
+    t = pd.read_csv(path, dtype=str, keep_default_na=False) if is_csv else pd.read_parquet(path)
+    if 'run' not in t or not t.run.isin(names).any(): return
+    t = t[~t.run.isin(names)].reset_index(drop=True)
+    if t.run.dtype=='category': t['run'] = t.run.cat.remove_unused_categories()
+    if is_csv: write_atomic(path, t.to_csv(index=False))
+    else: write_atomic(path, lambda p: t.to_parquet(p, compression='zstd', index=False))
+
 def remove_runs(
     out,  # a folder of tables
     names,  # of runs
@@ -167,15 +179,8 @@ def remove_runs(
     if not (out/'runs.csv').exists(): raise ValueError(f'no tables in {out}')
     known = {r:r for r in pd.read_csv(out/'runs.csv').run}
     for n in names: lookup(known, n, 'run')
-    for path in sorted(out.glob('*.csv')):
-        t = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if 'run' in t and t.run.isin(names).any(): write_atomic(path, t[~t.run.isin(names)].to_csv(index=False))
-    for path in sorted(out.glob('*.parquet')):
-        t = pd.read_parquet(path)
-        if 'run' not in t or not t.run.isin(names).any(): continue
-        t = t[~t.run.isin(names)].reset_index(drop=True)
-        if t.run.dtype=='category': t['run'] = t.run.cat.remove_unused_categories()
-        write_atomic(path, lambda p: t.to_parquet(p, compression='zstd', index=False))
+    with locked(f'{out}/'):
+        for path in [*out.glob('*.csv'), *out.glob('*.parquet')]: _shorten(path, names)
 
 # %% ../nbs/06f_tables.ipynb #ac2d12d2
 def grow_table(

@@ -19,7 +19,8 @@ import numpy as np,pandas as pd,torch
 from safetensors import safe_open,SafetensorError
 
 # %% ../nbs/06c_trained.ipynb #7c274ac2
-def shapes_of(tensors): return {k:list(v.shape) for k,v in tensors.items()}
+def _is_weight(k): return not k.endswith('_extra_state')                       # names of channels; older files have none
+def shapes_of(tensors): return {k:list(v.shape) for k,v in tensors.items() if _is_weight(k)}
 
 def todays_shapes(cfg, n_classes, size):
     "Names and shapes of the weights that would be trained today"
@@ -32,7 +33,7 @@ def _stored_shapes(path, prefix):
     "Names and shapes of the weights in a file; none where it is missing or damaged"
     try:
         with safe_open(str(path), 'pt') as f:
-            return {k[len(prefix):]:f.get_slice(k).get_shape() for k in f.keys() if k.startswith(prefix)}
+            return {k[len(prefix):]:f.get_slice(k).get_shape() for k in f.keys() if k.startswith(prefix) and _is_weight(k)}
     except (FileNotFoundError,SafetensorError): return {}
 
 # %% ../nbs/06c_trained.ipynb #bef42edb
@@ -79,6 +80,8 @@ def check_folder(cfg, ds, folder):
     today = todays_shapes(cfg, ds.n_classes, ds.size)
     for file,prefix in (('model.safetensors',''), ('state.safetensors',net_prefix)):
         stored = _stored_shapes(folder/file, prefix)
+        if not stored and not prefix and (folder/'DONE').exists():
+            raise ValueError(f'{folder/file} is missing or cut off, and the run was finished; remove the folder to train it anew')
         if stored and (d := first_difference(stored, today)):
             raise ValueError(_another(cfg, folder, d))
     warn_of_changes(cfg, folder, about.get('outside', {}))

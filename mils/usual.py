@@ -9,10 +9,11 @@ __all__ = ['Files', 'usual_transform', 'train_epoch', 'top1_accuracy', 'train_pl
 import io,time
 from pathlib import Path
 from .core import progress
-from .source import SPLITS
+from .names import SPLITS
+from .survey import holds_photos
 from .manifest import Manifest,read_manifest
 from .imageset import ChannelStats,ImageSet
-from .check import read_image
+from .unusable import read_image
 from .optim import schedules
 from .config import Config
 import numpy as np,pandas as pd,torch
@@ -58,6 +59,8 @@ def image_files(
     "Where the image files come from"
     if isinstance(data, ImageSet): return lambda i: (png_bytes(data.images[i]), '.png'), data.labels, data.splits
     m = data if isinstance(data, Manifest) else read_manifest(data, classes)
+    if not holds_photos(m):
+        raise ValueError(f'{m.source.path} holds other pictures than photographs, which the usual pipeline does not read')
     def read(i): return read_image(m, i),Path(m.names[i]).suffix
     return read, m.labels, {k:np.flatnonzero(m.split==i) for i,k in enumerate(SPLITS)}
 

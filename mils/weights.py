@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict,replace
 from .core import channel_set,set_name,write_atomic
 from .imageset import ChannelStats
+from .ranges import Ranges
 from .channels import ChannelAdaptive
 from .models import create_model
 from .batches import scale_and_offset,stats_of
@@ -98,47 +99,51 @@ class Classifier(nn.Module):
         size:int,  # pixels of the side of its pictures
         cfg:Config=None,  # how it was made; where no `Config` says it, it cannot be saved
         origin:dict=None,  # where it comes from, such as versions and data; anything that JSON can hold
+        ranges:Ranges=None,  # of these channels, with which values of files become numbers; `None` for photographs
     ):
         super().__init__()
-        self.net,self.channels,self.stats,self.classes,self.size = net,tuple(channels),stats,list(classes),size
-        self.cfg,self.origin = cfg,origin or {}
-        scale,offset = scale_and_offset(stats)
+        self.net,self.channels,self.stats,self.classes,self.size = net,channel_set(channels, channels),stats,list(classes),size
+        self.cfg,self.origin,self.ranges = cfg,origin or {},ranges
+        scale,offset = scale_and_offset(stats, ranges.levels if ranges else 255)
         self.register_buffer('scale', scale[:,None,None])
         self.register_buffer('offset', offset[:,None,None])
 
     def normalise(self,
-        x:torch.Tensor,  # `(batch, c, height, width)` uint8, or floats in 0..255
+        x:torch.Tensor,  # `(batch, c, height, width)` uint8, or floats in 0..255; with 16 bits uint16, or floats in 0..65535
         channels=None,  # the set that `x` holds; default: all
     )->torch.Tensor: # the same shape, float32 in channels_last memory
         "Mean zero and standard deviation one"
-        rows = [self.channels.index(c) for c in channels or self.channels]
+        rows = [self.channels.index(c) for c in channel_set(channels or self.channels, self.channels)]
         x = x.float().contiguous(memory_format=torch.channels_last)
         return x.mul(self.scale[rows]).add(self.offset[rows])
 
     def forward(self, x, mask=None, channels=None):
         z = self.normalise(x, channels)
         if not isinstance(self.net, ChannelAdaptive): return self.net(z)
-        return self.net(z, mask, channels)
+        return self.net(z, mask, channels=channels)
 
 # %% ../nbs/05g_weights.ipynb #55af6bb3
 @patch
 def fold(self:Classifier,
     channels,  # a channel set
-)->Classifier: # takes just these channels; a plain network
+)->Classifier: # takes just these channels, in this order; a plain network
     "A copy for this set alone; `ValueError` where the network has no stem for channel sets"
     if not isinstance(self.net, ChannelAdaptive): raise ValueError(f'the network was made for {set_name(self.channels)} alone')
     channels,cfg = channel_set(channels, self.channels),None
-    as_plain = dict(channels=''.join(channels), dynamic=False, sampling='none', views=1, distill=0., held_out=())
+    as_plain = dict(channels=channels, dynamic=False, sampling='none', views=1, distill=0., held_out=(), shares={})
     if self.cfg and not self.cfg.attention: cfg = replace(self.cfg, **as_plain)
     stats = stats_of(self.stats, channels, self.channels)
-    return Classifier(self.net.fold(channels), channels, stats, self.classes, self.size, cfg, self.origin).train(self.training)
+    ranges = self.ranges and self.ranges.of(channels)
+    return Classifier(self.net.fold(channels), channels, stats, self.classes, self.size, cfg, self.origin, ranges).train(self.training)
 
 @patch
 def classifier(self:RecipeLearner,
     origin:dict=None,  # where the network comes from
 )->Classifier:
     "The network of this learner with all it needs; it shares the weights"
-    return Classifier(self.model, self.cfg.channels, self.stats, self.dls.vocab, self.dls.train_ds.size, self.cfg, origin).eval()
+    pictures,channels = self.dls.train_ds,self.cfg.names
+    ranges = pictures.ranges and pictures.ranges.of(channels)
+    return Classifier(self.model, channels, self.stats, self.dls.vocab, pictures.size, self.cfg, origin, ranges).eval()
 
 # %% ../nbs/05g_weights.ipynb #029abedf
 def save_classifier(
@@ -149,6 +154,7 @@ def save_classifier(
     if net.cfg is None: raise ValueError('no Config describes this network, so nobody could build it again')
     stats = {k:v.tolist() for k,v in net.stats._asdict().items()}
     meta = dict(config=asdict(net.cfg), classes=net.classes, size=net.size, stats=stats, origin=net.origin)
+    if net.ranges: meta['ranges'] = asdict(net.ranges)
     save_tensors(path, net.net.state_dict(), meta)
 
 # %% ../nbs/05g_weights.ipynb #a0957f25
@@ -171,6 +177,8 @@ def load_classifier(
         raise ValueError(f'{path} is from before networks knew how to normalise their input; it has to be trained again')
     cfg,classes,size = Config(**meta['config']),meta['classes'],meta['size']
     net = create_network(cfg, len(classes), size)
-    net.load_state_dict(tensors)
+    try: net.load_state_dict(tensors)
+    except RuntimeError as e: raise ValueError(f'{path} holds weights of another network: {e}') from None
     stats = ChannelStats(**{k:np.array(v) for k,v in meta['stats'].items()})
-    return Classifier(net, cfg.channels, stats, classes, size, cfg, meta['origin']).eval()
+    ranges = Ranges(**meta['ranges']) if 'ranges' in meta else None
+    return Classifier(net, cfg.channels, stats, classes, size, cfg, meta['origin'], ranges).eval()

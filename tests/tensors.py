@@ -26,3 +26,9 @@ def assert_same(got, want):
     "Same shape and dtype, and equal to the bit"
     __tracebackhide__ = True
     _compare(got, want, 0)
+
+def assert_near(got, want, tol=1e-5):
+    "Same shape and dtype, and no number off by more than `tol` of the largest one: what is summed in another order"
+    __tracebackhide__ = True
+    size = _tensor(want).abs().max().clamp(min=1e-30)
+    assert_close(got/size, want/size, tol)

@@ -8,13 +8,13 @@ from mils import models
 from mils.tables import results_dir
 from mils.claims import interval_ends,read_claims,stated,verdicts
 from mils.formulas import evaluate,formula_parts
-from mils.granularity import chance_reachable,check_granularity,reachable
+from mils.granularity import allowed_sizes,chance_reachable,check_granularity,reachable
 from mils.spreads import spread_readings,spreads
 from mils.relations import audit_table
 from mils.study import study_formulas
 from mils.recounts import check_recounts
 from mils.measured import our_figures
-from mils.audit import key_numbers,ledger,section_pages
+from mils.audit import conflicts,key_numbers,ledger,section_pages
 from mils.cli import main
 
 repo = Path(__file__).resolve().parent.parent
@@ -53,11 +53,18 @@ def test_every_row_has_a_verdict_a_reason_and_a_section(led):
     ('baseline.target.accuracy', 'confirmed', '48.397 to 48.407'),
     ('baseline.resnet34.params', 'confirmed', '21,335,972'),
     ('baseline.wide_resnet.train_time_saved', 'confirmed', '606 to 608'),
-    ('task_a_methods.dynamic.mean_accuracy_all_modes', 'inconsistent', '30.472'),
+    ('task_a_methods.dynamic.mean_accuracy_all_modes', 'inconsistent', '30.47, with two digits swapped, would follow'),
     ('dataset.all.val_samples', 'inconsistent', '1/450'),
     ('architectures_other.dense_efficient.accuracy', 'inconsistent', '40.22'),
     ('records.wide_resnet.best_param_efficiency', 'inconsistent', 'number 10'),
-    ('wide_resnet_ablation.width2.params', 'inconsistent', '4,662,500'),
+    ('wide_resnet_ablation.width2.params', 'consistent', '4,662,500'),
+    ('wide_resnet_ablation.width8.params', 'consistent', 'fit one rule'),
+    ('architectures.wide_resnet.flops', 'consistent', 'strides and stem are not stated'),
+    ('efficiency.wide_resnet.flops', 'consistent', '6.23 G'),
+    ('baseline.wide_resnet.layer_reduction', 'confirmed', '1 - 4/34 is 88.2 %'),
+    ('records.all.experiments_min', 'not checkable', 'what counts as an experiment'),
+    ('task_a_modes.RGB.accuracy_pm', 'consistent', '450 pictures: no reading; 900 pictures: standard deviation'),
+    ('task_a_modes.RB.accuracy_pm', 'consistent', '450 pictures: no reading; 900 pictures: standard deviation'),
     ('architectures.wide_resnet.accuracy', 're-measured', 'ours is'),
     ('dataset.public_course_split.val_samples', 'consistent', '1/450'),
     ('dataset.all.samples_per_class_val', 'consistent', 'is inconsistent'),
@@ -72,6 +79,48 @@ def test_an_accuracy_that_450_pictures_can_give():
     c = read_claims(reported/'reported.csv')
     told = {c.claim[i]:(v,r) for i,v,r in check_granularity(c)}
     assert told['architectures.wide_resnet.accuracy'][0]=='consistent' and '259/450' in told['architectures.wide_resnet.accuracy'][1]
+
+def test_a_rank_is_no_surer_than_what_is_ranked(led):
+    "Rank 5 rests on an accuracy that another document contradicts; ranks 1 to 4 stay whichever is right"
+    ranks = led[led.quantity.str.startswith('rank(')].drop_duplicates('quantity').sort_values('value')
+    assert ranks.verdict.tolist()==['confirmed']*4+['consistent']
+    assert 'architectures.dense_efficient.accuracy is inconsistent' in ranks.reason.iloc[-1]
+
+def test_two_documents_that_disagree_are_one_conflict(led):
+    found = conflicts(led[led.document=='reported.csv'])
+    assert len(found['architectures and architectures_other'])==8 and len(found)==5
+    mended = led[(led.document=='reported.csv')&(led.table!='architectures_other')&(led.verdict=='inconsistent')]
+    assert all(len(g)==1 for g in conflicts(mended).values())
+
+def test_no_size_that_the_accuracies_reject_excuses_a_spread(led):
+    spread = led[(led.document=='reported.csv')&(led.quantity=='accuracy_pm')]
+    assert len(spread)==17 and not spread.reason.str.contains('12,000').any()
+    for v in '0.23','0.19': assert not spread_readings(v, 450, 3) and 'standard deviation' in spread_readings(v, 900, 3)
+    assert allowed_sizes(read_claims(reported/'reported.csv'))==[450,900]
+
+def test_a_spread_on_a_rejected_size_is_inconsistent(tmp_path):
+    "12,000 pictures are stated as well, and twenty accuracies on 450 speak against them"
+    v = accuracies(np.random.default_rng(3), 450, 20)
+    extra = 'data,val,images,12000,,x\nmain,net0,runs,3,,x\nmain,net0,accuracy_pm,{},pp,x\n'
+    for pm,verdict in (('0.23','inconsistent'), ('0.22','consistent')):
+        t = check(tmp_path, table(v, extra=extra.format(pm)))
+        assert t.verdict[t.quantity=='accuracy_pm'].tolist()==[verdict]
+
+@pytest.mark.parametrize('name,verdict', [('3.21','consistent'), ('0.001','inconsistent')])
+def test_arithmetic_of_a_network_that_is_half_described(name, verdict, tmp_path):
+    "Fewer multiply-adds than parameters have no network"
+    (tmp_path/'t.csv').write_text((reported/'reported.csv').read_text().replace('wide_resnet,flops,3.21', f'wide_resnet,flops,{name}'))
+    c = read_claims(tmp_path/'t.csv')
+    assert {v for i,v,_ in check_recounts(c) if c.quantity[i]=='flops'}=={verdict}
+
+def test_sizes_that_grow_with_no_rule(tmp_path):
+    (tmp_path/'t.csv').write_text((reported/'reported.csv').read_text().replace('width2,params,4.8', 'width2,params,9.9'))
+    c = read_claims(tmp_path/'t.csv')
+    told = {c.row[i]:v for i,v,_ in check_recounts(c) if c.table[i]=='wide_resnet_ablation'}
+    assert told=={'width2':'inconsistent', 'width8':'inconsistent'}
+
+def test_no_formula_is_of_our_own_making(led):
+    assert not any(c.startswith('records.all.experiments') for c in study_formulas)
 
 def test_formulas_name_claims():
     known = set(read_claims(reported/'reported.csv').claim)

@@ -1,11 +1,15 @@
-"The built pages in a real browser: no errors, no dead links, tables that sort, contrast in both themes"
-import functools,http.server,json,re,shutil,threading
+"The built pages in a real browser: no errors, no dead links, tables that fit and sort, what a keyboard and a screen reader need"
+import json,re,shutil,threading
 from pathlib import Path
 from urllib.parse import unquote,urldefrag
 import pytest
+from bs4 import BeautifulSoup
+from mils.live import fetch_npm
+from mils.serve import site_server
 from mils.site import build_site
 
 webdriver = pytest.importorskip('selenium.webdriver')
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 def installed(*names): return next(filter(None, map(shutil.which, names)), None)
 browser,driver = installed('chromium','google-chrome','chromium-browser'),installed('chromedriver')
@@ -13,15 +17,12 @@ pytestmark = [pytest.mark.skipif(not (browser and driver), reason='no Chromium w
               pytest.mark.xdist_group('browser')]          # one worker builds the site and starts the browser
 repo = Path(__file__).resolve().parent.parent
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args): pass
-
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "Address of the site, built from stored outputs, and its folder"
     out = tmp_path_factory.mktemp('site')/'pages'
     build_site(out, execute=False, root=repo)
-    with http.server.ThreadingHTTPServer(('127.0.0.1',0), functools.partial(Quiet, directory=str(out))) as s:
+    with site_server(out) as s:
         threading.Thread(target=s.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{s.server_port}',out
         s.shutdown()
@@ -30,13 +31,25 @@ def site(tmp_path_factory):
 def chrome():
     o = webdriver.ChromeOptions()
     o.binary_location = browser
-    for a in ('--headless=new','--no-sandbox','--disable-gpu','--disable-dev-shm-usage','--window-size=1200,900'): o.add_argument(a)
+    for a in ('--headless=new','--no-sandbox','--disable-gpu','--disable-dev-shm-usage','--window-size=1280,900'): o.add_argument(a)
     o.set_capability('goog:loggingPrefs', dict(browser='ALL'))
     d = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
     yield d
     d.quit()
 
 def pages(out): return sorted(p.relative_to(out).as_posix() for p in out.rglob('*.html'))
+def of_report(out): return ['index.html',*(p for p in pages(out) if p.startswith('report/'))]
+
+@pytest.fixture
+def screen(chrome):
+    "Sets width, theme and medium, for one test"
+    def change(width=1280, theme='light', media=''):
+        size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width<500)
+        chrome.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+        chrome.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media=media, features=[dict(name='prefers-color-scheme', value=theme)]))
+    yield change
+    chrome.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+    chrome.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media='', features=[]))
 
 def test_every_page_loads_without_an_error(site, chrome):
     at,out = site
@@ -71,27 +84,42 @@ def test_a_table_sorts(site, chrome):
     chrome.get(f'{at}/report/task-a.html')
     table = "const t = document.querySelector('#tbl-arms table');"
     column = lambda: [float(v) for v in chrome.execute_script(table+"return [...t.tBodies[0].rows].map(r => r.cells[1].textContent)")]
-    click = lambda: chrome.execute_script(table+"[...t.tHead.rows].map(r => r.cells[1]).find(c => c.hasAttribute('aria-sort')).click()")
+    click = lambda: chrome.execute_script(table+"t.querySelectorAll('th[aria-sort] button')[1].click()")
     before = column()
     click(); up = column()
     click(); down = column()
     assert up==sorted(before) and down==up[::-1]!=up
 
-def test_search_finds_a_section(site, chrome):
+def test_search_finds_what_pages_show(site, chrome):
     at,_ = site
+    def first(words):
+        box = chrome.find_element('id','search-box')
+        box.send_keys(Keys.ESCAPE, words)
+        status = chrome.find_element('css selector','search [role=status]')
+        WebDriverWait(chrome, 20).until(lambda _: 'found' in status.get_attribute('textContent'))
+        links = chrome.find_elements('css selector','#found a')
+        return [a.get_attribute('href').removeprefix(f'{at}/') for a in links]
     for start in ('index.html','report/task-a.html'):
         chrome.get(f'{at}/{start}')
-        chrome.find_element('id','search').send_keys('own retention')
-        link = WebDriverWait(chrome, 10).until(lambda d: d.find_elements('css selector','#found a'))[0]
-        assert link.get_attribute('href')==f'{at}/report/task-a.html#what-is-kept-and-of-what'
-        chrome.find_element('id','search').send_keys(' zebra')
-        WebDriverWait(chrome, 10).until(lambda d: 'nothing found' in d.find_element('id','found').text)
+        chrome.find_element('tag name','body').send_keys('/')
+        assert chrome.execute_script("return document.activeElement.id")=='search-box'
+        assert first('own retention')[0]=='report/task-a.html#what-is-kept-and-of-what'
+        assert any(o.startswith('report/task-b.html') for o in first('resnest4'))
+        assert any(o.startswith('report/') for o in first('muon'))
+        assert first('What remains open')[0].startswith('report/')
+        assert first('convert')[0]=='channels.html#convert' and first('DynamicConv2d')[0]=='layer.html#dynamicconv2d'
+        assert first('own zebra retention')==[] and 'nothing found' in chrome.find_element('id','found').text
+    hits = first('DynamicConv2d')
+    for key in (Keys.DOWN, Keys.DOWN, Keys.UP): chrome.switch_to.active_element.send_keys(key)
+    assert chrome.switch_to.active_element.get_attribute('href')==f'{at}/{hits[0]}'
+    chrome.switch_to.active_element.send_keys(Keys.ENTER)
+    WebDriverWait(chrome, 10).until(lambda d: d.current_url==f'{at}/layer.html#dynamicconv2d')
 
 def test_source_and_colab(site, chrome):
     at,_ = site
     chrome.get(f'{at}/channels.html')
     links = [a.get_attribute('href') for a in chrome.find_elements('css selector','.toc-actions a')]
-    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02c_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
+    assert links==[f'https://{o}/mils-lab/mils/blob/main/nbs/02d_channels.ipynb' for o in ('github.com','colab.research.google.com/github')]
 
 CONTRAST = '''
 const parse = c => {
@@ -154,12 +182,162 @@ def test_live_page(site, chrome):
     assert right['RGB']>.7*len(about['pictures']) and right['RGB']>=max(right.values())
     assert not [e for e in chrome.get_log('browser') if e['level']=='SEVERE']
 
-def test_pages_fit_on_a_phone(site, chrome):
+def test_a_picture_of_ones_own(site, chrome, tmp_path):
+    "What the browser says of a made picture is what the network says in Python; absent channels are filled in; nothing is sent"
+    import numpy as np,onnxruntime
+    from PIL import Image
     at,out = site
-    chrome.set_window_size(390, 800)
-    try:
-        for p in ('index.html',*(p for p in pages(out) if p.startswith('report/'))):
+    live = out/'report'/'live'
+    if not (live/'ort').exists(): pytest.skip('onnxruntime-web could not be fetched')
+    about = json.loads((live/'photos.json').read_text())
+    n,classes = about['size'],about['classes']
+    y,x = np.mgrid[:n,:n]/(n-1)
+    made = (255*np.stack([.3+.7*x, .2+.6*y, .5*(x+y)], -1)).astype('uint8')
+    Image.fromarray(made).save(tmp_path/'made.png')
+    session = onnxruntime.InferenceSession(live/'photos.onnx')
+    def best(mask):
+        z = ((made/255-about['mean'])/about['std']).transpose(2,0,1)[None].astype('float32')
+        return classes[session.run(None, dict(x=z.repeat(3, 0), mask=np.array([mask]*3)))[0][0].argmax()]
+    chrome.get(f'{at}/report/live.html')
+    state = lambda: chrome.execute_script("return document.getElementById('photos').dataset.state ?? ''")
+    wait = lambda s: WebDriverWait(chrome, 60).until(lambda d: state().startswith(s), f'no prediction for {s}')
+    wait('ready')
+    chrome.find_element('css selector','#photos [type=file]').send_keys(str(tmp_path/'made.png'))
+    wait('RGB ')
+    listed = lambda: [e.text for e in chrome.find_elements('css selector','#photos li')]
+    pixel = "c => [...c.getContext('2d').getImageData(40,20,1,1).data].slice(0,3)"
+    drawn = lambda: chrome.execute_script(f"return [...document.querySelectorAll('#photos canvas')].map({pixel})")
+    assert len(listed())==5 and listed()[0].startswith(best([True]*3))
+    given,seen = drawn()
+    assert given==made[20,40].tolist() and max(abs(a-b) for a,b in zip(given, seen))<=1
+    boxes = chrome.find_elements('css selector','#photos [type=checkbox]')
+    boxes[2].click()
+    wait('RG ')
+    given,seen = drawn()
+    assert listed()[0].startswith(best([True,True,False]))
+    assert given==[*made[20,40,:2].tolist(),0] and seen[2]>20                        # blue is guessed from red and green
+    sent = chrome.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
+    assert all(r.startswith((at,'data:','blob:')) for r in sent)
+    assert sum((live/f).stat().st_size for f in ('photos.onnx','photos.json'))<2_000_000
+
+def overflowing(chrome):
+    return chrome.execute_script("return [...document.querySelectorAll('.scroll')].map(e => e.scrollWidth-e.clientWidth)")
+
+@pytest.mark.parametrize('how', [dict(width=1280), dict(width=1920), dict(width=700, media='print')], ids=['laptop','desktop','paper'])
+def test_tables_fit(site, chrome, screen, how):
+    "No column is out of sight, on a screen or on paper"
+    at,out = site
+    screen(**how)
+    for p in of_report(out):
+        chrome.get(f'{at}/{p}')
+        assert max(overflowing(chrome), default=0)<=1, p
+
+def test_pages_fit_on_a_phone(site, chrome, screen):
+    "Only what shows that it scrolls is wider than the screen, and a keyboard reaches it"
+    at,out = site
+    screen(width=390)
+    for p in of_report(out):
+        chrome.get(f'{at}/{p}')
+        wide = chrome.execute_script("return document.documentElement.scrollWidth-document.documentElement.clientWidth")
+        assert wide<=1, (p,wide)
+        WebDriverWait(chrome, 10).until(lambda d: not d.execute_script("""
+            return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth+1)
+                .filter(e => e.checkVisibility() && (e.tabIndex != 0 || !getComputedStyle(e).backgroundImage.includes('gradient'))).length"""), p)
+
+def test_heads_of_tables(site, chrome):
+    "One row of heads where pandas writes two, and no head that says nothing"
+    at,out = site
+    for p in of_report(out):
+        chrome.get(f'{at}/{p}')
+        bad = chrome.execute_script("""return [...document.querySelectorAll('main table')].filter(t =>
+            [...t.querySelectorAll('th')].some(h => !h.textContent.trim()) ||
+            t.tHead && t.tHead.rows.length > 1 && ![...t.tHead.rows[0].cells].some(c => c.colSpan > 1))
+            .map(t => t.outerHTML.slice(0,300))""")
+        assert not bad, (p,bad)
+
+RULES = dict(runOnly=['wcag2a','wcag2aa','wcag21a','wcag21aa','wcag22aa','best-practice'], resultTypes=['violations'])
+
+@pytest.mark.parametrize('theme', ['light','dark'])
+def test_axe_finds_no_violation(site, chrome, screen, theme):
+    "On any page; contrast of code, which has thousands of pieces, is looked at in `test_text_stands_out`"
+    at,out = site
+    try: axe = (fetch_npm('axe-core', '4.14.1', ['axe.min.js'])/'axe.min.js').read_text()
+    except OSError as e: pytest.skip(str(e))
+    chrome.set_script_timeout(120)
+    found = []
+    for width,some in ((1280,pages(out)), (390,of_report(out))):
+        screen(width, theme)
+        for p in some:
             chrome.get(f'{at}/{p}')
-            wide = chrome.execute_script("return document.documentElement.scrollWidth-document.documentElement.clientWidth")
-            assert wide<=1, (p,wide)
-    finally: chrome.set_window_size(1200, 900)
+            asked = json.dumps(dict(RULES, rules={'color-contrast': {'enabled': p.startswith('report/')}}))
+            chrome.execute_script(axe)
+            found += [(p,width,*v) for v in chrome.execute_async_script(f"""const done = arguments[0]; axe.run(document, {asked}).then(r =>
+                done(r.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0,120)])))""")]
+            twice = chrome.execute_script("""const ids = [...document.querySelectorAll('[id]')].map(e => e.id)
+                return ids.filter((o,i) => ids.indexOf(o) != i)""")
+            if twice: found.append((p,width,'ids twice',twice))
+    assert not found, found[:10]
+
+def test_a_keyboard_goes_through_a_page(site, chrome, screen):
+    "A skip link first, few stops before the text, groups of the menu that open, previous and next"
+    at,_ = site
+    screen()
+    chrome.get(f'{at}/report/task-b.html')
+    focus = "const e = document.activeElement; "
+    def tab(): chrome.switch_to.active_element.send_keys(Keys.TAB)
+    tab()
+    assert chrome.execute_script(focus+"return e.className")=='skip'
+    stops = 0
+    while not chrome.execute_script(focus+"return !!e.closest('main')"):
+        tab()
+        stops += 1
+        assert stops<30
+        ring = chrome.execute_script(focus+"return [getComputedStyle(e).outlineStyle, e.getBoundingClientRect().width]")
+        assert ring[0]!='none' and ring[1]>0, chrome.execute_script(focus+"return e.outerHTML.slice(0,200)")
+    library = next(e for e in chrome.find_elements('css selector','nav.site summary') if e.text=='Library')
+    library.send_keys(Keys.ENTER)
+    assert library.find_element('xpath','..').get_attribute('open')
+    chrome.get(f'{at}/report/task-b.html')
+    tab()
+    chrome.switch_to.active_element.send_keys(Keys.ENTER)
+    tab()
+    assert chrome.execute_script(focus+"return !!e.closest('main')")
+    chrome.get(f'{at}/index.html')
+    visited = []
+    while more := chrome.find_elements('css selector','nav.turn [rel=next]'):
+        more[0].send_keys(Keys.ENTER)
+        WebDriverWait(chrome, 10).until(lambda d: d.current_url not in visited)
+        visited.append(chrome.current_url)
+    menu = chrome.execute_script("return [...document.querySelectorAll('nav.site a')].map(a => a.href)")
+    assert [f'{at}/index.html',*visited]==menu
+
+def test_contents_on_a_phone(site, chrome, screen):
+    at,_ = site
+    screen(width=390)
+    chrome.get(f'{at}/report/task-b.html')
+    chrome.find_element('css selector','nav.toc summary').click()
+    link = chrome.find_elements('css selector','nav.toc a[href^="#"]')[2]
+    anchor = link.get_attribute('href')
+    link.click()
+    assert chrome.current_url==anchor
+    chrome.find_element('css selector','label.menu').click()
+    assert chrome.find_element('css selector','nav.site summary').is_displayed()
+
+def test_a_page_for_what_is_not_found(site, chrome):
+    at,_ = site
+    chrome.get(f'{at}/mils/no/such/place.html')
+    assert 'no such page' in chrome.find_element('tag name','h1').text
+    assert chrome.execute_script("return getComputedStyle(document.body).display")=='grid'           # its style sheet was found
+    chrome.find_element('css selector','main a').click()
+    assert chrome.current_url==f'{at}/mils/index.html'
+    chrome.get_log('browser')                                                       # the 404 itself
+
+def test_what_is_shown_of_a_page_elsewhere(site):
+    "Title, description and a picture that exists"
+    at,out = site
+    for p in pages(out):
+        head = BeautifulSoup((out/p).read_text(), 'html.parser').head
+        meta = {o.get('name') or o.get('property'):o.get('content') for o in head.find_all('meta')}
+        assert meta['description'] and meta['og:description'] and meta['og:title'], p
+        assert (out/meta['og:image'].removeprefix('https://mils-lab.github.io/mils/')).is_file(), p
+        assert head.find('link', rel='icon')['href'].endswith('icon.svg')

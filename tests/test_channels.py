@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np,pytest,torch
 from hypothesis import given,strategies as st
 from torch import nn
-from tensors import assert_close,assert_same
+from tensors import assert_close,assert_near,assert_same
 from mils.core import channel_sets
 from mils.imageset import ChannelStats
 from mils.generators import Generator,generators
@@ -66,10 +66,10 @@ def test_fold_is_forward(name, attention, o, seed):
         if not attention: assert type(fold) is nn.Conv2d and fold.in_channels==len(s)
         assert not any(isinstance(m, DynamicConv2d) for m in fold.modules())
         want = fold(xs)
-        assert_close(dyn(xs, channels=s), want)
+        assert_near(dyn(xs, channels=s), want)
         rubbish = torch.tensor([torch.nan,torch.inf,1e30])[:,None,None,None]
         garbage = torch.where(masks_of([s])[:,:,None,None], x, rubbish)
-        assert_close(dyn(garbage, mask=masks_of([s]*3)), want, 2e-5)   # borders and garbage in absent channels included
+        assert_near(dyn(garbage, mask=masks_of([s]*3)), want)          # borders and garbage in absent channels included
 
 @each
 @every
@@ -102,7 +102,8 @@ def test_channels_and_kernels_permuted_together(name, order):
     a = DynamicConv2d(3, 5, 3, 'RGB', STATS, name)
     b = DynamicConv2d(3, 5, 3, ''.join('RGB'[i] for i in o), ChannelStats(STATS.mean[o], STATS.std[o], STATS.cov[np.ix_(o,o)]), name)
     with torch.no_grad():
-        b.weight.copy_(a.weight[:,o]); b.bias.copy_(a.bias)
+        slots = [i+k for k in range(0, a.generator.slots, 3) for i in o]        # one or two a channel
+        b.weight.copy_(a.weight[:,slots]); b.bias.copy_(a.bias)
         if hasattr(a.generator, 'correction'):
             nn.init.normal_(a.generator.correction.net[2].weight)
             b.generator.correction.load_state_dict(a.generator.correction.state_dict())
@@ -189,6 +190,64 @@ def test_an_extended_layer_is_saved_and_loaded(name):
     x = torch.randn(2,3,9,9)
     assert_same(old(x, channels='RGB'), new(x, channels='RGB'))
 
+@st.composite
+def set_in_any_order(draw, most=5):
+    "Names of the channels there are, and some of them in an order of their own"
+    names = draw(st.permutations('RGBNT'[:draw(st.integers(1,most))]))
+    return names,draw(st.permutations(names))[:draw(st.integers(1,len(names)))]
+
+@each
+@every
+@given(set_in_any_order(), st.integers(0,10**6))
+def test_x_holds_a_set_in_the_order_in_which_it_is_written(name, attention, drawn, seed):
+    torch.manual_seed(seed)
+    names,s = drawn
+    dyn = trained(DynamicConv2d(len(names), 4, 3, names, stats(len(names)), name, attention, padding=1), .1)
+    x = torch.randn(2, len(names), 8, 9)
+    known = sorted(s, key=names.index)                                   # the set in the layer's own order
+    want = dyn(x[:,[names.index(c) for c in known]], channels=known)
+    assert_close(dyn(x, mask=masks_of([s]*2, names)), want, 1e-4)         # a mask goes by the layer's order
+    xs = x[:,[names.index(c) for c in s]]
+    assert_close(dyn(xs, channels=s), want, 1e-4)
+    assert_close(dyn.fold(s)(xs), want, 1e-4)
+
+@pytest.mark.parametrize('order', [''.join(o) for n in (2,3) for o in itertools.permutations('RGB', n)])
+def test_a_network_takes_channels_in_the_order_they_are_written(order):
+    torch.manual_seed(0)
+    net,x = convert(nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU()).eval(), 'BGR', STATS),torch.randn(2,3,9,9)
+    xs,known = x[:,['BGR'.index(c) for c in order]],sorted(order, key='BGR'.index)
+    want = net(x[:,['BGR'.index(c) for c in known]], channels=known)
+    assert_close(net(xs, channels=order), want)
+    assert_close(net.fold(order)(xs), want)
+
+@each
+def test_weights_know_their_channels(name):
+    rgb,bgr,same = (DynamicConv2d(3, 4, 3, c, generator=name) for c in ('RGB','BGR','RGB'))
+    state,before = trained(rgb).state_dict(),copy.deepcopy(bgr.state_dict())
+    with pytest.raises(RuntimeError, match='for channels R, G, B; the layer has B, G, R'): bgr.load_state_dict(state)
+    assert_same(bgr.weight, before['weight'])                                 # they were not taken over
+    same.load_state_dict(state)
+    assert_same(same.kernel('GB'), rgb.kernel('GB'))
+    nameless = {k:v for k,v in state.items() if k!='_extra_state'}            # as they were saved before weights knew
+    bgr.load_state_dict(nameless)
+    net,other = (convert(nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU()), c, generator=name) for c in ('RGB','BGR'))
+    with pytest.raises(RuntimeError, match='weights of net.0'): other.load_state_dict(net.state_dict())
+
+def test_names_in_no_order_are_refused():
+    for f in (lambda o: DynamicConv2d(3, 4, 3)(torch.randn(1,2,8,8), channels=o), lambda o: DynamicConv2d(2, 4, 3, o)):
+        for o in ({'G','B'}, frozenset('GB')):
+            with pytest.raises(ValueError, match='has no order'): f(o)
+
+def test_halved_and_averaged_weights_know_their_channels():
+    a,b,bgr = (DynamicConv2d(3, 4, 3, c) for c in ('RGB','RGB','BGR'))
+    state = a.state_dict()
+    for how in (lambda v: v.half(), lambda v: v.bfloat16(), lambda v: (v+v+v)/3, lambda v: v.to(torch.uint8)
+        if v.dtype==torch.int16 else v):
+        changed = {k:how(v) for k,v in state.items()}
+        b.load_state_dict(changed)
+        assert_close(b.weight, a.weight, .01)
+        with pytest.raises(RuntimeError, match='for channels R, G, B'): bgr.load_state_dict(changed)
+
 @but(*FORGETS_COLOUR)
 def test_a_new_channel_works_alone(name):
     torch.manual_seed(0)
@@ -199,6 +258,7 @@ def test_a_new_channel_works_alone(name):
 x,yes = torch.randn(2,3,8,8),torch.ones(2,3,dtype=torch.bool)
 @pytest.mark.parametrize('call,words', [
     (lambda d: d(x, channels='RX'), ["'X'",'possible: R, G, B']),
+    (lambda d: d(x, channels='NIR'), ["'N', 'I'","one alone ends in it: 'NIR+'"]),
     (lambda d: d(x, channels=''), ['empty','R, G, B']),
     (lambda d: d(x[:,:2], channels='RR'), ['twice']),
     (lambda d: d(x[:,:2]), ['2 channels','RGB']),
@@ -217,8 +277,9 @@ def test_impossible_layers_are_refused():
     for f in (lambda: DynamicConv2d(4, 4, 3), lambda: DynamicConv2d(3, 6, 3, groups=3), lambda: DynamicConv2d(3, 4, 3, stats=stats(4)),
               lambda: DynamicConv2d(3, 4, 3, generator='bnak')):
         with pytest.raises(ValueError): f()
-    class Own(nn.Conv2d): pass
-    with pytest.raises(TypeError): DynamicConv2d.from_conv(Own(3,4,3))
+    class Lost(nn.Conv2d):
+        def forward(self, x, position): return super().forward(x+position)
+    with pytest.raises(TypeError, match='Lost cannot be converted: .*position'): DynamicConv2d.from_conv(Lost(3,4,3))
     with pytest.raises(ValueError): convert(nn.Sequential(nn.Conv2d(1,4,3)))
 
 timm = pytest.importorskip('timm')
@@ -266,3 +327,27 @@ sys.exit(main(['train','small_cnn:dynamic:generator=keep_frist']))
 '''
     done = subprocess.run([sys.executable,'-W','ignore','-c',run], capture_output=True, text=True)
     assert done.returncode==1 and "did you mean 'keep_first'?" in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize('name', generators)
+@pytest.mark.parametrize('like,r', [('R',.8), ({'R':.5,'G':.5},.8), (None,.8), ('G',-.5)])
+def test_a_new_channel_is_like_one_like_some_or_like_none(name, like, r):
+    "Known sets are served as before; the covariance says what was said"
+    dyn,x = DynamicConv2d(3, 8, 3, 'RGB', STATS, name),torch.randn(2,3,9,9)
+    before = {s:dyn(x[:,:len(s)], channels=s) for s in map(tuple, ('RGB','GB','R'))}
+    assert dyn.extend('NIR', like=like, r=r).channels==('R','G','B','NIR')
+    for s,y in before.items(): assert torch.allclose(dyn(x[:,:len(s)], channels=s), y, atol=1e-5)
+    dyn(torch.randn(2,4,9,9)).sum().backward()
+    if not hasattr(dyn.generator, 'cov'): return
+    cov = dyn.generator.cov().detach()
+    d = cov.diag().sqrt()
+    w = {'R':[1.,0,0], 'G':[0,1.,0]}.get(like) if isinstance(like, str) else [.5,.5,0] if like else None
+    if w is None: assert cov[3,:3].abs().max()<1e-6
+    else:
+        w = torch.tensor(w)
+        assert abs((w@cov[:3,3])/((w@cov[:3,:3]@w).sqrt()*d[3])-r)<1e-4
+
+@pytest.mark.parametrize('kwargs,say', [(dict(like='X'),'possible: R, G, B'), (dict(like='R', r=1.),'between -1 and 1'),
+    (dict(like={}),'unrelated')])
+def test_what_a_new_channel_cannot_be_like(kwargs, say):
+    with pytest.raises(ValueError, match=say): DynamicConv2d(3, 8, 3).extend('NIR', **kwargs)

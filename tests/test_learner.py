@@ -4,6 +4,7 @@ from fastai.callback.core import Callback
 from tensors import assert_same
 from mils.core import channel_sets,set_name
 from mils.chroma import chroma
+from mils.models import small_cnn
 from mils.optim import orthogonal
 from mils.sampling import ChannelSampling
 from mils.config import Config
@@ -80,13 +81,29 @@ def test_orthogonal():
         s = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
         assert .5<s.min() and s.max()<1.4
 
+def trained_and_resumed(cfg, ds, folder, teacher=None):
+    "Two learners: one trained in a go, one that goes on after the first epoch"
+    def learner(**kw): return get_learner(cfg, ds, teacher=teacher, **kw)
+    whole = learner(write=lambda l,rows: save_state(l, folder/f'{len(rows)}', dict(rows=rows)))
+    whole.fit(cfg.epochs)
+    again = learner()
+    again.record.rows = load_state(again, folder/'1')['rows']
+    again.fit(cfg.epochs, start_epoch=1)
+    return whole,again
+
 def test_muon_learns_and_resumes_to_the_bit(ds, tmp_path):
-    cfg = Config(epochs=3, overrides=dict(bs=40, opt='muon', lr=5e-3))
-    whole = get_learner(cfg, ds); whole.fit(3)
-    part = get_learner(cfg, ds, write=lambda l,rows: save_state(l, tmp_path/f'{len(rows)}', dict(rows=rows)))
-    part.fit(3)
-    again = get_learner(cfg, ds)
-    again.record.rows = load_state(again, tmp_path/'1')['rows']
-    again.fit(3, start_epoch=1)
+    whole,again = trained_and_resumed(Config(epochs=3, overrides=dict(bs=40, opt='muon', lr=5e-3)), ds, tmp_path)
     assert whole.record.rows[-1]['train_loss']<whole.record.rows[0]['train_loss']
     for a,b in zip(whole.model.parameters(), again.model.parameters()): assert_same(a, b)
+
+SMALL = dict(model='strict4', options=dict(width=.25, parts='fade'))
+@pytest.mark.parametrize('lever,kw', [(dict(average=.9), {}), (dict(average=.9, opt='muon'), {}), (dict(mixup=.4), {}), (dict(cutmix=1.), {}),
+    (dict(small=.5), {}), ({}, SMALL), (dict(teacher='small_cnn'), SMALL)])
+def test_levers_resume_to_the_bit(ds, tmp_path, lever, kw):
+    cfg = Config(epochs=3, overrides=dict(bs=40, **lever), **kw)
+    teacher = small_cnn(ds.n_classes, size=32) if cfg.teacher else None
+    whole,again = trained_and_resumed(cfg, ds, tmp_path, teacher)
+    for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()): assert_same(a, b)
+
+def test_a_teacher_is_not_forgotten(ds):
+    with pytest.raises(ValueError, match='small_cnn is to teach'): get_learner(Config(overrides=dict(teacher='small_cnn')), ds)

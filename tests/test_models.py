@@ -5,7 +5,7 @@ from ptflops import get_model_complexity_info
 from tensors import assert_close,assert_same
 from mils.models import create_model,list_models
 from mils.profile import deployed,multiply_adds
-from mils.specs import _value
+from mils.config import typed_value
 
 SMALL = {'wide_resnet': dict(width=1)}
 count = lambda net: sum(p.numel() for p in net.parameters())
@@ -60,7 +60,7 @@ recorded = pd.read_csv(Path(__file__).resolve().parent.parent/'results'/'task-b'
 @pytest.mark.parametrize('network', recorded.network)
 def test_recorded_size_and_arithmetic(network):
     name,*options = network.split()
-    options = {k:_value(v) for k,v in (o.split('=') for o in options)}
+    options = {k:typed_value(v) for k,v in (o.split('=') for o in options)}
     r = recorded.set_index('network').loc[network]
     shape = (3,int(r['size']),int(r['size']))
     net = create_model(name, int(r.classes), size=shape[1], **options)

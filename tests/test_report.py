@@ -1,7 +1,8 @@
 "The report says what the results say: nothing in it is typed"
-import ast,difflib,json,os,re,shutil,subprocess
+import ast,base64,difflib,html,io,json,os,re,shutil,subprocess
 from pathlib import Path
-import nbformat,pandas as pd,pytest
+import nbformat,numpy as np,pandas as pd,pytest
+from PIL import Image
 from mils.core import digest
 from mils.models import create_model
 from mils.config import Config
@@ -9,6 +10,8 @@ from mils.arms import grid
 from mils.protocols import protocols
 from mils.identity import declared,identity
 from mils.pages import run_notebook
+from mils.tables import results_dir
+from colab import CELL,first_code,notebooks
 
 repo = Path(__file__).resolve().parent.parent
 pages = sorted((repo/'nbs'/'report').glob('*.ipynb'))
@@ -20,12 +23,50 @@ def test_stored_outputs_are_clean(notebook):
         printed = ''.join(o.text for o in c.get('outputs', []) if o.output_type=='stream')
         assert not (found := re.findall(r'\r|\d+%\||^[IWE]\d{4} .*|\S*site-packages\S*', printed, re.M)), (c.id, found)
 
+@pytest.mark.parametrize('notebook', notebooks(), ids=lambda p: p.stem)
+def test_a_notebook_runs_in_colab(notebook):
+    "Its first code cell installs the package there; `python tests/colab.py` adds it"
+    assert first_code(json.loads(notebook.read_text())) in (CELL, None)
+
+def test_results_are_found_in_colab(tmp_path, monkeypatch):
+    "After what the cell copies beside a notebook"
+    monkeypatch.delenv('MILS_RESULTS', raising=False)
+    copies = CELL.rpartition('&& ')[2]
+    (tmp_path/'m').symlink_to(repo)
+    subprocess.run(copies, shell=True, cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert results_dir()==tmp_path/'results'
+
+def of_html(table):
+    "The text of an HTML table, a line a row"
+    rows = re.sub(r'<style.*?</style>|\s+', ' ', table, flags=re.S).split('</tr>')
+    return '\n'.join(' | '.join(html.unescape(re.sub(r'<[^>]+>', '', c)).strip() for c in re.split('</t[dh]>', r)) for r in rows)
+
+def shown(data):
+    "What a reader sees of an output, as text"
+    if 'text/markdown' in data: return data['text/markdown']
+    if 'text/html' in data: return of_html(data['text/html'])
+    return data['text/plain']
+
+def outputs(nb): return [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
+
 def texts(nb):
     "What the cells show, pictures aside"
-    outputs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
-    printed = [o.text for o in outputs if o.output_type=='stream' and o.name=='stdout']
-    data = [o.data for o in outputs if 'data' in o and 'text/plain' in o.data and 'image/png' not in o.data]
-    return printed+[''.join(d.get('text/markdown', d['text/plain'])) for d in data]
+    printed = [o.text for o in outputs(nb) if o.output_type=='stream' and o.name=='stdout']
+    return printed+[shown(o.data) for o in outputs(nb) if 'data' in o and 'text/plain' in o.data and 'image/png' not in o.data]
+
+def pictures(nb, wide=64):
+    "The pictures that cells show, gray and small"
+    png = [base64.b64decode(o.data['image/png']) for o in outputs(nb) if 'image/png' in o.get('data', {})]
+    images = [Image.open(io.BytesIO(p)).convert('RGBA') for p in png]
+    on_white = [Image.alpha_composite(Image.new('RGBA', i.size, 'white'), i).convert('L') for i in images]
+    return [np.asarray(i.resize((wide, max(1, round(wide*i.height/i.width))), Image.Resampling.BOX), float) for i in on_white]
+
+def other_pictures(before, after, most=20):
+    "Pictures that differ by more than other fonts explain: their numbers, counted from 1"
+    if len(before)!=len(after): return [f'{len(before)} pictures, now {len(after)}']
+    def differ(a, b): return abs(len(a)-len(b))>1 or np.abs(a[:min(len(a),len(b))]-b[:min(len(a),len(b))]).max()>most
+    return [n for n,(a,b) in enumerate(zip(before, after), 1) if differ(a, b)]
 
 def executed(page):
     nb = nbformat.read(page, 4)
@@ -62,7 +103,9 @@ def working(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', [p.name for p in pages])
 def test_stored_pages_are_up_to_date(working, name):
     page = working/'nbs'/'report'/name
-    found = changes(texts(nbformat.read(page, 4)), texts(executed(page)))
+    stored,now = nbformat.read(page, 4),executed(page)
+    assert not (other := other_pictures(pictures(stored), pictures(now))), f'{name}: pictures that differ: {other}'
+    found = changes(texts(stored), texts(now))
     if found: pytest.fail(f'{name}, stored (-) and executed now (+):\n{found}', pytrace=False)
 
 def test_an_edit_that_changes_a_page_is_told_in_a_few_lines(working):
@@ -72,6 +115,27 @@ def test_an_edit_that_changes_a_page_is_told_in_a_few_lines(working):
     n = sum(len(pd.read_csv(f)) for f in (working/'results').glob('*/runs.csv'))
     assert len(found)==2 and found[0].startswith("- '") and 'networks  seeds' in found[0] and found[1]==f"+ '{n} runs'"
     assert max(map(len, found))<200
+
+def showing(*data): return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('', outputs=[
+    nbformat.v4.new_output('display_data', data={'text/plain':'an object', **d}) for d in data])])
+
+def test_a_verdict_in_an_html_table_is_text():
+    row = "<tr><td>90 &lt; 100</td><td>%s</td></tr>"
+    table = f"<style scoped> td {{color:red}}</style><table><tr><th>goal</th><th>held</th></tr>{row}</table>"
+    before,after = (texts(showing({'text/html':table%word})) for word in ('yes','no'))
+    assert 'goal | held' in before[0] and '90 < 100 | yes' in before[0] and 'color' not in before[0]
+    assert "yes" in changes(before, after) and "no" in changes(before, after)
+
+@pytest.mark.parametrize('moved,found', [(0,[]), (40,[1])])
+def test_a_moved_mark_in_a_picture_is_seen(moved, found):
+    def dot(x):
+        a = np.full((240,480,3), 255, np.uint8)
+        a[100:112,x:x+12] = 0                                         # a mark of a figure
+        f = io.BytesIO()
+        Image.fromarray(a).save(f, 'PNG')
+        return showing({'image/png':base64.b64encode(f.getvalue()).decode()})
+    assert other_pictures(pictures(dot(200)), pictures(dot(200+moved)))==found
+    assert other_pictures(pictures(dot(200)), [])==['1 pictures, now 0']
 
 def sentences(c):
     "Prose of a cell: Markdown, captions, and every longer text in its code, without what is put in"

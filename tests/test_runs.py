@@ -2,14 +2,17 @@
 import random,resource,signal
 from multiprocessing import get_context
 from pathlib import Path
-import pandas as pd,pytest
+import pandas as pd,pytest,torch
+from tensors import assert_same
 from mils.chroma import chroma
 from mils.config import Config
 from mils.arms import grid
 from mils.identity import run_name
+from mils.learner import get_learner
 from mils.runs import load_run,train_run
 from mils.sweeps import sweep_runs
 from mils.tables import collect_runs,read_results
+from mils.weights import load_state,load_tensors,save_state,save_tensors
 
 ARMS = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
 def sweep(root, ready):
@@ -92,6 +95,34 @@ def test_damaged_state_starts_anew(tiny, tmp_path, capsys):
     got = pd.read_json(train_run(CFG, tiny, tmp_path/'b')/'metrics.jsonl', lines=True)
     assert 'pickle' in capsys.readouterr().err
     pd.testing.assert_frame_equal(got[SAME[1:]], want[SAME[1:]], check_exact=True)
+
+def test_a_run_from_before_weights_knew_their_channels(tiny, tmp_path):
+    "It is loaded, taught from and left alone; with names, weights for RGB do not pass for BGR"
+    cfg = Config(epochs=1, dynamic=True, sampling='sample', overrides=dict(bs=60))
+    folder = train_run(cfg, tiny, tmp_path)
+    path = folder/'model.safetensors'
+    want,(tensors,meta) = load_run(folder),load_tensors(path)
+    named = [k for k in tensors if k.endswith('_extra_state')]
+    assert len(named)==1
+    bgr = {**meta, 'config':{**meta['config'], 'channels':'BGR'}}
+    save_tensors(path, tensors, bgr)
+    with pytest.raises(ValueError, match='are for channels R, G, B; the layer has B, G, R'): load_run(folder)
+    save_tensors(path, {k:v for k,v in tensors.items() if k not in named}, meta)
+    before = path.read_bytes()
+    assert train_run(cfg, tiny, tmp_path)==folder and path.read_bytes()==before
+    x = torch.from_numpy(tiny.images[:4]).permute(0,3,1,2)
+    with torch.inference_mode():
+        for s,rows in (('RGB',[0,1,2]),('BG',[2,1])): assert_same(load_run(folder)(x[:,rows], channels=s), want(x[:,rows], channels=s))
+
+def test_a_state_from_before_weights_knew_their_channels(tiny, tmp_path):
+    a,b = (get_learner(Config(dynamic=True, sampling='sample', seed=s, overrides=dict(bs=60)), tiny, 'cpu') for s in (0,1))
+    a.create_opt()
+    path = tmp_path/'state.safetensors'
+    save_state(a, path, {})
+    tensors,meta = load_tensors(path)
+    save_tensors(path, {k:v for k,v in tensors.items() if not k.endswith('_extra_state')}, meta)
+    load_state(b, path)
+    assert_same(b.model.stem.weight, a.model.stem.weight)
 
 def test_only_safetensors_are_read(tmp_path):
     import torch

@@ -29,7 +29,7 @@ fig,ax = plt.subplots(figsize=(1,1)); ax.plot([1,2]); plt.show()'''
 table = "from IPython.display import HTML\nHTML('<table class=\"dataframe\"><tr><td>0.5</td></tr></table>')"
 
 def report(*more):
-    return [text('# Report\n\n> What was measured\n\n- code-fold: true'), code('#| hide\nsecret = 42'),
+    return [text('# Report\n\n> What was measured'), code('#| hide\nsecret = 42'),
             text('As @fig-a and @tbl-b show [@he2016resnet; @bao2024channelvit]. Write to me@home.org about $x^2$ in `@nothing`.\n\n'
                  '::: {.callout-warning}\n## Careful\nOne seed.\n:::\n\nSee the [core](../00_core.ipynb#sets).'),
             code(f'#| label: fig-a\n#| fig-cap: "A *line*"\n#| fig-alt: "Rising line"\n{plot}'),
@@ -47,7 +47,8 @@ def project(tmp_path):
     (tmp_path/'settings.ini').write_text(settings)
     (tmp_path/'nbs').mkdir()
     shutil.copy(repo/'_quarto.yml', tmp_path)
-    for f in '_quarto.yml','references.bib','plain.css','page.html.j2','tables.html': shutil.copy(repo/'nbs'/f, tmp_path/'nbs')
+    files = '_quarto.yml','references.bib','plain.css','page.html.j2','tables.html','icon.svg','preview.png'
+    for f in files: shutil.copy(repo/'nbs'/f, tmp_path/'nbs')
     write(tmp_path, {
         'index.ipynb': [text('# small\n\n> A project'), text('See the [report](report/index.ipynb).'), code('1+1')],
         '00_core.ipynb': [text('# core\n\n> Words'), code('#| default_exp core'), text('## Sets'), code('#| export\ndef f(x): return x')],
@@ -95,6 +96,22 @@ def test_site(project):
     assert raw.count('<details class="code"')==2 and raw.count('<math')==1 and 'callout-warning' in raw
     for hidden in 'secret','unseen','#|','tbl-cap','Out[': assert hidden not in p.text
     assert 'id="f"' in (project/'_docs'/'core.html').read_text()
+
+def test_menu_has_numbers_and_purposes(project):
+    raw = build_site(root=project, quarto=False, execute=False).read_text()
+    assert re.search(r'<summary>Data</summary><ul><li><a href="../core.html">00 core<small>Words</small></a>', raw)
+    assert raw.index('<summary>Tutorials') < raw.index('<summary>Library')
+    assert re.search(r'<details open=""><summary>Report</summary>', raw) and '<h1>00 core</h1>' in (project/'_docs'/'core.html').read_text()
+
+@pytest.mark.skipif(not shutil.which('quarto'), reason='no Quarto on this machine')
+def test_both_roads_say_the_same(project):
+    "Every word of the text that our renderer shows of a report is in Quarto's page too, references aside"
+    def words(quarto):
+        raw = build_site(root=project, quarto=quarto).read_text()
+        (project/'main.html').write_text(re.search(r'<main.*?(?=id="references"|</main>)', raw, re.S)[0])
+        return set(re.findall(r'\w+', Page(project/'main.html').text))
+    ours,theirs = words(False),words(True)
+    assert ours-theirs<={'References','View','source'}
 
 def test_stored(project):
     shown = nbformat.v4.new_output('stream', text='stored\n')

@@ -34,8 +34,7 @@ class Network:
     rate:float  # pictures a second, in batches of a useful size
     train_ms:float  # a training step
     parameters:float  # of what is deployed, millions
-    load:float; alone:float  # as multiples: multiply-adds, ms
-    in_batch:float; training:float; energy:float  # as multiples: time and energy in a batch, train_ms
+    load:float; alone:float; in_batch:float; training:float; energy:float  # multiples: multiply-adds, ms, time in a batch, train_ms, energy in a batch
 
 def _network(t, name, four):
     "One row, and its multiples of the row `four`"

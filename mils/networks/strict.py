@@ -15,13 +15,27 @@ from torch import nn
 import torch.nn.functional as F
 from fastcore.meta import delegates
 
+# %% ../../nbs/03e_strict.ipynb #70932398
+class Fading(nn.Module):
+    "SiLU that becomes the identity as `share` goes from 0 to 1 (VanillaNet: Chen et al., 2023, arXiv:2305.12972)"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('share', torch.zeros(()))
+    def fade_to(self, share): self.share.fill_(share)
+    def forward(self, x): return torch.lerp(F.silu(x), x, self.share.to(x.dtype))
+
 # %% ../../nbs/03e_strict.ipynb #25f518ff
 def _linear_conv(ni, nf, ks, stride=1): return conv_bn(ni, nf, ks, stride, act=None)
+
+def _in_a_row(ni, nf, ks, stride, between=()):
+    "A convolution and a mixing of its channels"
+    return nn.Sequential(*_linear_conv(ni, nf, ks, stride), *between, *_linear_conv(nf, nf, 1))
 
 _branches = {
     'conv':   lambda ni,nf,ks,stride: _linear_conv(ni, nf, ks, stride),
     'point':  lambda ni,nf,ks,stride: _linear_conv(ni, nf, 1, stride),
-    'double': lambda ni,nf,ks,stride: nn.Sequential(*_linear_conv(ni, nf, ks, stride), *_linear_conv(nf, nf, 1))}
+    'double': _in_a_row,
+    'fade':   lambda ni,nf,ks,stride: _in_a_row(ni, nf, ks, stride, [Fading()])}
 
 class Branches(nn.Module):
     """Linear pieces side by side, one convolution once `fuse`d: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)`
@@ -31,7 +45,7 @@ class Branches(nn.Module):
         nf:int,  # output channels
         ks:int,  # kernel size, odd
         stride:int=1,  # in both directions
-        parts=('conv',),  # `conv`, `point`, `double`
+        parts=('conv',),  # `conv`, `point`, `double`, `fade`
     ):
         super().__init__()
         self.ks,self.stride = ks,stride
@@ -48,8 +62,11 @@ def _scaled(conv, norm):
 
 def _merged(part):
     "Kernel and bias of convolutions in a row, each with its batch norm; all but the first look at one pixel"
-    w,b = _scaled(part[0], part[1])
-    for conv,norm in zip(part[2::2], part[3::2]):
+    fading = [m for m in part if isinstance(m, Fading)]
+    if any(m.share<1 for m in fading): raise ValueError('an activation between two convolutions still bends; train to the end, then fuse')
+    first,norm,*rest = [m for m in part if m not in fading]
+    w,b = _scaled(first, norm)
+    for conv,norm in zip(rest[::2], rest[1::2]):
         k,shift = _scaled(conv, norm)
         mix = k[:,:,0,0]
         w,b = torch.einsum('oc,cikl->oikl', mix, w),mix@b+shift
@@ -93,7 +110,7 @@ def strict(
     depth:int=4,  # layers, classifier counted: 2, 3, 4 or 6
     width:float=1.,  # multiplies the filters
     fine:int=0,  # of the first convolutions, how many look at every pixel and are pooled after, where the others take strides
-    parts='conv',  # of all convolutions but the first: `conv`, `point`, `double`, several joined by `+`
+    parts='conv',  # of all convolutions but the first: `conv`, `point`, `double`, `fade`, several joined by `+`
     dropout:float=0.,  # before the classifier
     init:str='default',  # see `initialise`
 )->Plain: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits; `fuse()` gives the network as it is deployed
