@@ -11,7 +11,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from fastcore.script import anno_parser
-from .core import channel_set,lookup,Registry,set_name
+from .core import channel_set,lookup,set_name
+from .registry import Registry
 from .specs import (at_least,load_typed,parse_channels,parse_classes,parse_networks,parse_numbers,parse_settings,parse_shares,
                         registered_names)
 

@@ -106,16 +106,16 @@ class Config:
         object.__setattr__(self, 'precision', self.precision or ('bfloat16' if has_bf16(default_device()) else 'float32'))
         lookup(dict.fromkeys(_precisions), self.precision, 'precision')
         object.__setattr__(self, 'channels', set_name(channel_set(self.channels, self.channels)))
-        object.__setattr__(self, 'held_out', tuple(self._sorted(o) for o in self.held_out))
+        object.__setattr__(self, 'held_out', tuple(_in_order(o, self.channels) for o in self.held_out))
         _check_sampling(self)
         _check_levers(self)
 
     @property
     def names(self)->tuple: return channel_set(self.channels, self.channels)
 
-    def _sorted(self, channels):
-        "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
-        return tuple(sorted(channel_set(channels, self.channels), key=self.names.index))
+def _in_order(channels, of):
+    "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
+    return tuple(sorted(channel_set(channels, of), key=channel_set(of, of).index))
 
 # %% ../nbs/05e_config.ipynb #d9f21b53
 @patch(as_prop=True)

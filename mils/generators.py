@@ -8,7 +8,7 @@ __all__ = ['generators', 'register_generator', 'completion', 'Generator', 'Covar
 # %% ../nbs/02_generators.ipynb #ea3210b6
 import importlib,pkgutil
 from fastcore.basics import patch
-from .core import Registry
+from .registry import Registry
 from .akin import Akin,grow
 import torch
 from torch import nn

@@ -9,7 +9,8 @@ __all__ = ['models', 'register_model', 'conv_bn', 'ConcatPool', 'small_cnn', 'Re
 # %% ../nbs/03_models.ipynb #e3024254
 import importlib,inspect,pkgutil
 from functools import cache
-from .core import channel_set,lookup,Registry
+from .core import channel_set,lookup
+from .registry import Registry
 from .channels import convert
 import torch
 from torch import nn
