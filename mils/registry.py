@@ -33,6 +33,7 @@ class _Lasting(UserDict):
         return self._entries
     @data.setter
     def data(self, entries): self._entries = entries
+    def copy(self): return dict(self)
 
 # %% ../nbs/00a_registry.ipynb #3d3ff41c
 class Registry(_Lasting):
