@@ -23,6 +23,12 @@ def test_stored_outputs_are_clean(notebook):
         printed = ''.join(o.text for o in c.get('outputs', []) if o.output_type=='stream')
         assert not (found := re.findall(r'\r|\d+%\||^[IWE]\d{4} .*|\S*site-packages\S*', printed, re.M)), (c.id, found)
 
+@pytest.mark.parametrize('notebook', sorted((repo/'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+def test_gradients_are_on_after_a_notebook(notebook):
+    "`nbdev_test` runs many notebooks in one process, and the next one may train"
+    code = ''.join(c.source for c in nbformat.read(notebook, 4).cells if c.cell_type=='code')
+    assert code.count('set_grad_enabled(False)')==code.count('set_grad_enabled(True)')
+
 @pytest.mark.parametrize('notebook', notebooks(), ids=lambda p: p.stem)
 def test_a_notebook_runs_in_colab(notebook):
     "Its first code cell installs the package there; `python tests/colab.py` adds it"
