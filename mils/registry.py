@@ -34,6 +34,7 @@ class _Lasting(UserDict):
     @data.setter
     def data(self, entries): self._entries = entries
     def copy(self): return dict(self)
+    def get(self, name, default=None): return self.data.get(name, default)
 
 # %% ../nbs/00a_registry.ipynb #3d3ff41c
 class Registry(_Lasting):

@@ -145,7 +145,7 @@ def test_a_moved_mark_in_a_picture_is_seen(moved, found):
 
 def sentences(c):
     "Prose of a cell: Markdown, captions, and every longer text in its code, without what is put in"
-    if c.cell_type!='code': return [c.source]*(c.cell_type=='markdown')
+    if c.cell_type!='code' or c.source==CELL: return [c.source]*(c.cell_type=='markdown')
     tree = ast.parse(c.source)
     strings = [n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)]
     inside = {id(v) for n in strings for v in n.values}
