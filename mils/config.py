@@ -70,6 +70,10 @@ def _check_sampling(cfg):
     if cfg.sampling!='none' and not cfg.dynamic:
         raise ValueError(f'sampling={cfg.sampling!r} needs dynamic=True: a plain stem takes no mask')
 
+def _in_order(channels, of):
+    "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
+    return tuple(sorted(channel_set(channels, of), key=channel_set(of, of).index))
+
 # %% ../nbs/05e_config.ipynb #3aa7ddc6
 _precisions = ('float32','bfloat16')
 
@@ -112,10 +116,6 @@ class Config:
 
     @property
     def names(self)->tuple: return channel_set(self.channels, self.channels)
-
-def _in_order(channels, of):
-    "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
-    return tuple(sorted(channel_set(channels, of), key=channel_set(of, of).index))
 
 # %% ../nbs/05e_config.ipynb #d9f21b53
 @patch(as_prop=True)

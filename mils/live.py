@@ -63,7 +63,8 @@ def write_live(
     test = ds.splits['test']
     about = dict(size=ds.size, classes=list(ds.classes), mean=stats.mean.tolist(), std=stats.std.tolist(),
                  accuracy=accuracy.round(4).to_dict(), n_test=len(test), parameters=sum(p.numel() for p in net.parameters()),
-                 pictures=[dict(png=_png(ds.images[i]), label=int(ds.labels[i])) for i in test[:n]])
+                 pictures=[dict(png=_png(ds.images[i]), label=int(ds.labels[i]))
+                           for i in test[:n]])
     write_atomic(out/'live.json', json.dumps(about))
     return out
 

@@ -34,7 +34,11 @@ class Network:
     rate:float  # pictures a second, in batches of a useful size
     train_ms:float  # a training step
     parameters:float  # of what is deployed, millions
-    load:float; alone:float; in_batch:float; training:float; energy:float  # multiples: multiply-adds, ms, time in a batch, train_ms, energy in a batch
+    load:float  # multiply-adds, and all that follows, as multiples
+    alone:float  # of `ms`
+    in_batch:float  # time
+    training:float  # of `train_ms`
+    energy:float  # in a batch
 
 def _network(t, name, four):
     "One row, and its multiples of the row `four`"
