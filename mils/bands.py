@@ -18,7 +18,8 @@ _usual = r'[Cc][Hh]\d{1,3}|B\d\d|B\dA'                     # Ch3, ch00; B02, B8A
 
 def _word(channels):
     "A pattern for the name of a channel"
-    return '|'.join(re.escape(c) for c in channels) if channels else _usual
+    if channels: return '|'.join(re.escape(c) for c in channels)
+    return _usual
 
 def _by_suffix(name, word):
     "`(picture, channel)` of a file whose name ends in a channel, or `None`"

@@ -14,7 +14,8 @@ from .names import as_text,SPLITS
 from .manifest import Manifest
 from .decode import decode,Unreadable
 from .planes import read_planes
-from .ranges import Ranges,to_pixels
+from .ranges import Ranges
+from .scaling import to_pixels
 from .survey import set_ranges
 from .imageset import ImageSet
 from .unusable import bad_rows,BadImages,missing_files,read_image
@@ -156,6 +157,7 @@ def cached(
     bad |= {int(rows[i]):why for i,why in d['bad']}
     _demand(m, bad, skip_bad)
     good,about = np.delete(np.arange(len(rows)), gaps),{}
-    if r: about = dict(ranges=r, channels=set_name(r.names),
-                       there=_availability(d, len(rows), len(r), gaps))
+    if r:
+        about = dict(ranges=r, channels=set_name(r.names),
+                     there=_availability(d, len(rows), len(r), gaps))
     return _image_set(m, rows[good], crc[good], p.kept(gaps), len(bad), **about)

@@ -49,7 +49,8 @@ def read_classes(
     rows.sort(key=lambda r: r[0])
     first = int(bool(rows) and rows[0][0]==1)
     for k,(label,_,_,line) in enumerate(rows, first):
-        if label!=k: raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from {first}, each once")
+        if label!=k:
+            raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from {first}, each once")
     names = [name for _,_,name,_ in rows]
     known = _labels_by_name(names)
     known |= {wnid:label-first for label,wnid,_,_ in rows if wnid}

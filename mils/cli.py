@@ -31,9 +31,7 @@ def _protocol_data(protocol, data, skip_bad, root):
     if 'ranges' in about:
         r = Ranges(**about['ranges'])
         how = dict(channels=r.names, rules=r.rules, bits=r.bits)
-    return load_typed(data or p['data'],
-                      p['size'], p.get('classes'), skip_bad,
-                      p.get('derived'), **how)
+    return load_typed(data or p['data'], p['size'], p.get('classes'), skip_bad, p.get('derived'), **how)
 
 # %% ../nbs/11b_cli.ipynb #21f28204
 @command(name='convert')
@@ -148,8 +146,7 @@ def audit_file(
     for o in checked.itertuples():
         print(f'{o.verdict:12}  {o.claim}  {o.value} {o.unit}'.rstrip()+f': {o.reason}')
     counts = {v:(t.verdict==v).sum() for v in verdicts}
-    print(f'{len(t)} numbers: '+', '.join(f'{n} {v}'
-                                          for v,n in counts.items() if n))
+    print(f'{len(t)} numbers: '+', '.join(f'{n} {v}' for v,n in counts.items() if n))
     return int(counts['inconsistent']>0)
 
 # %% ../nbs/11b_cli.ipynb #eb913fa7

@@ -16,7 +16,8 @@ def _pair(a, b):
     "Two arrays of one shape"
     a = np.atleast_2d(np.asarray(a, float))
     b = np.atleast_2d(np.asarray(b, float))
-    if a.shape!=b.shape: raise ValueError(f'shapes {a.shape} and {b.shape}: this test takes pairs, the same seeds and images for both')
+    if a.shape!=b.shape:
+        raise ValueError(f'shapes {a.shape} and {b.shape}: this test takes pairs, the same seeds and images for both')
     return a,b
 
 # %% ../nbs/07b_compare.ipynb #8a39c487

@@ -24,7 +24,8 @@ import pandas as pd,torch
 # %% ../nbs/06h_converted.ipynb #15c51860
 def _ways(methods):
     "Pairs of a method and whether batch norms are re-estimated; `ValueError` for an unknown method"
-    for k in methods or (): lookup({**conversions, **solved_layers}, k, 'conversion')
+    for k in methods or ():
+        lookup({**conversions, **solved_layers}, k, 'conversion')
     every = [*itertools.product(conversions, (False,True)),
              *((k,True) for k in solved_layers)]
     if not methods: return every

@@ -23,7 +23,8 @@ def channel_set(
     "Check a channel set; `ValueError` for an unknown, repeated or missing channel"
     if isinstance(channels, (set,frozenset)): raise ValueError(f'{channels!r} has no order; write the names in the order of x')
     got,known = _names(channels),_names(names)
-    if bad := [c for c in known if not isinstance(c, str) or not c or set(c)&set('+,')]:
+    if bad := [c for c in known
+               if not isinstance(c, str) or not c or set(c)&set('+,')]:
         raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, no + and no comma")
     if not got: raise ValueError(f"empty channel set; choose one or more of {', '.join(known)}")
     if bad := [c for c in got if c not in known]:
@@ -31,7 +32,8 @@ def channel_set(
         if len(got)>1 and all(len(c)==1 for c in got):
             hint = f"; longer names are joined by +, and one alone ends in it: {''.join(got)+'+'!r}"
         raise ValueError(f"unknown channel {', '.join(map(repr,bad))} in {channels!r}; possible: {', '.join(known)}{hint}")
-    if len(set(got))<len(got): raise ValueError(f"channel given twice in {channels!r}; each of {', '.join(known)} may appear once")
+    if len(set(got))<len(got):
+        raise ValueError(f"channel given twice in {channels!r}; each of {', '.join(known)} may appear once")
     return got
 
 # %% ../nbs/00_core.ipynb #06f6236b

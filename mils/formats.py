@@ -58,7 +58,8 @@ def _gif(b):
     if at+11>len(b) or b[at]!=0x2c: return 'truncated: no picture behind the header'
     end = _pieces_end(b, at+11+_colours(b[at+9]))
     if end>len(b): return 'truncated: no end of image'
-    return '' if b[end:end+1] in (b'', b'!', b',', b';') else 'damaged: its picture is cut off'
+    if b[end:end+1] in (b'', b'!', b',', b';'): return ''
+    return 'damaged: its picture is cut off'
 
 # %% ../nbs/01ca_formats.ipynb #b75fb481
 def _webp(b):

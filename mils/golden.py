@@ -52,8 +52,7 @@ def golden_configs()->dict: # name of the trace -> `Config`
         'setting views':     config(**_dynamic, views=3),
         'setting distill':   config(**_dynamic, views=2, distill=.5),
         'setting held_out':  config(**_dynamic, held_out=('RB','G')),
-        'setting seed':      config(seed=1)} | {f'lever {k}':config(overrides={'bs':10, k:v})
-                                                for k,v in _levers.items()}
+        'setting seed':      config(seed=1)} | {f'lever {k}':config(overrides={'bs':10, k:v}) for k,v in _levers.items()}
 
 # %% ../nbs/06m_golden.ipynb #53e74618
 from fastai.callback.core import Callback
@@ -122,8 +121,7 @@ def golden_trace(
     "Take the four steps: two epochs of two"
     cfg = golden_configs()[name]
     with _threads(threads):
-        learn = get_learner(cfg, _images(2*cfg.settings['bs']),
-                            'cpu', teacher=_stranger(cfg, dtype))
+        learn = get_learner(cfg, _images(2*cfg.settings['bs']), 'cpu', teacher=_stranger(cfg, dtype))
         traced = _Traced(dtype)
         learn.add_cb(traced)
         learn.fit(cfg.epochs)

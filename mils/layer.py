@@ -81,7 +81,8 @@ def kernel(self:DynamicConv2d,
     if self.generator.exact and len(rows)==len(self.channels):
         full = self.weight[:,-len(rows):]
         return full if rows==sorted(rows) else full[:,rows]
-    return torch.einsum('oihw,is->oshw', self.weight, self.set_matrix(rows).to(self.weight.dtype))
+    return torch.einsum('oihw,is->oshw', self.weight,
+                        self.set_matrix(rows).to(self.weight.dtype))
 
 # %% ../nbs/02b_layer.ipynb #75320814
 @patch

@@ -24,7 +24,8 @@ def live_net(
     epochs:int=15,
 )->ChannelAdaptive: # in evaluation mode
     "A network small enough to be sent around, trained on all channel sets of `ds`"
-    cfg = Config('strict3', dict(width=.1), dynamic=True, sampling='sample', epochs=epochs, overrides=dict(lr=5e-3))
+    cfg = Config('strict3', dict(width=.1), dynamic=True,
+                 sampling='sample', epochs=epochs, overrides=dict(lr=5e-3))
     learn = get_learner(cfg, ds, 'cpu')
     learn.fit(epochs)
     return learn.model.eval()

@@ -10,7 +10,8 @@ import base64,io
 from dataclasses import replace
 import numpy as np
 from .tiff import Planes
-from .ranges import by_name,Ranges,to_pixels
+from .ranges import Ranges
+from .scaling import by_name,to_pixels
 from .imageset import ChannelStats,partial_sums
 
 # %% ../nbs/01ea_look.ipynb #1515fd9f
@@ -70,10 +71,8 @@ _tops = dict(uint8=255, uint16=65535)
 def _range_warnings(t, i):
     "What does not fit in the range of a channel"
     r = t.ranges
-    name = r.names[i]
-    type = r.types[i]
-    low = r.low[i]
-    high = r.high[i]
+    name,type = r.names[i],r.types[i]
+    low,high = r.low[i],r.high[i]
     seen = f'values from {t.low[i]:g} to {t.high[i]:g}'
     if type in _tops and t.low[i]>=0 and 0<t.high[i]<=1:
         yield f'channel {name} has {seen} in {type} files: if they were 0 to 1 before, everything between is lost; write floating point'
@@ -110,7 +109,8 @@ def channel_lines(
                        for a,b in ((t.low[i],t.high[i]), (r.low[i],r.high[i])))
         yield f'{c:{w}}  {r.types[i]:8}{values:>18}{span:>18}{st.mean[i]:9.4f}{st.std[i]:11.4f}{t.there[i]:10,}'
     corr = correlations(st)
-    pairs = sorted(zip(*np.triu_indices(len(r), 1)), key=lambda p: -abs(corr[p]))
+    pairs = sorted(zip(*np.triu_indices(len(r), 1)),
+                   key=lambda p: -abs(corr[p]))
     told = ', '.join(f'{r.names[i]} and {r.names[j]} {corr[i,j]:.2f}'
                      for i,j in pairs[:most])
     if pairs: yield f'correlations: {told}'+(f', and {len(pairs)-most:,} weaker ones' if len(pairs)>most else '')

@@ -145,7 +145,8 @@ def read_manifest(
     if min(val, test)<0 or val+test>=1:
         raise ValueError(f'val={val}, test={test}; expected shares of the images, together below 1')
     src = group_bands(Source(path), channels)
-    m = _from_lists(src, classes) if list_names(src) else _from_folders(src, classes)
+    if list_names(src): m = _from_lists(src, classes)
+    else: m = _from_folders(src, classes)
     _demand_whole(m)
     if isinstance(src, BandSource):
         m.notes.append(f'one file a channel, {", ".join(src.channels)}, by the {src.how}')

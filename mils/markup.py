@@ -40,7 +40,8 @@ def _link_to(page, bib, key, bare):
     if key in bib:
         page.cited.append(key)
         who,year = map(html.escape, authors_year(bib[key]))
-        cited = f"{who} ({year})" if bare else f"{who} {year}"
+        if bare: cited = f"{who} ({year})"
+        else: cited = f"{who} {year}"
         return f'<a class="cite" href="#ref-{key}">{cited}</a>'
     if not bare or key.split('-')[0] in ('fig','tbl','eq','sec'):
         page.unknown.append(key)
@@ -115,7 +116,9 @@ def _resolve(page, bib, outs, tokens):
         t.children = [_referring(page, bib, c) if c.type=='text' and '@' in c.content else c
                       for c in t.children]
 
-def _referring(page, bib, c): return Token('html_inline', '', 0, content=resolve_refs(page, bib, c.content))
+def _referring(page, bib, c):
+    return Token('html_inline', '', 0,
+                 content=resolve_refs(page, bib, c.content))
 
 def markdown(
     page:Page,  # the page the text is on

@@ -56,9 +56,10 @@ class Muon(torch.optim.Optimizer):
     def adam_update(self, p, g):
         b1,b2 = g['betas']
         s = self.state[p]
-        if not s: s.update(step=torch.zeros(()),
-                           exp_avg=torch.zeros_like(p),
-                           exp_avg_sq=torch.zeros_like(p))
+        if not s:
+            s.update(step=torch.zeros(()),
+                     exp_avg=torch.zeros_like(p),
+                     exp_avg_sq=torch.zeros_like(p))
         s['step'] += 1
         m = s['exp_avg'].lerp_(p.grad, 1-b1)
         v = s['exp_avg_sq'].lerp_(p.grad.square(), 1-b2)

@@ -79,7 +79,8 @@ def _shown(cell):
     elif directives & {'export','exports','exporti'}:
         cell.metadata['anchors'] = [n.lower() for n in re.findall(r'^(?:def|class) ([a-zA-Z]\w*)', cell.source, re.M)]
 
-_procs = [FrontmatterProc, populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, _shown, clean_magics, add_links]
+_procs = [FrontmatterProc, populate_language, strip_ansi, hide_line,
+          filter_stream_, rm_header_dash, _shown, clean_magics, add_links]
 
 def apply_directives(
     folder,  # a copy of `nbs/`, changed in place

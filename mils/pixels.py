@@ -93,8 +93,7 @@ def write_log(self:Pixels,
     done:dict,  # shard -> (checksum, notes)
 ):
     "The log of finished shards, anew"
-    write_atomic(self.log, b''.join(_log_line(s, *o)
-                                    for s,o in sorted(done.items())))
+    write_atomic(self.log, b''.join(_log_line(s, *o) for s,o in sorted(done.items())))
 
 @patch
 def read_log(self:Pixels)->dict: # shard -> (checksum, notes)
@@ -140,8 +139,7 @@ def _build_shard(p, fd, s, get, stop):
 def _build_shards(p, shards, get, done):
     "Build shards, several at a time; `done` is told number, checksum and notes of each one that is on the disk"
     stop = threading.Event()
-    bar = progress(None, 'decoding images',
-                   total=sum(b-a for a,b in map(p.span,shards)))
+    bar = progress(None, 'decoding images', total=sum(b-a for a,b in map(p.span,shards)))
     fd = os.open(p.file, os.O_RDWR|os.O_CREAT, 0o644)
     try:
         with ThreadPoolExecutor(threads()) as ex:
@@ -195,8 +193,8 @@ def build(self:Pixels,
         _build_shards(self, [s for s in range(len(self)) if s not in finished], get, done)
     os.truncate(self.file, self.n*self.row)
     notes = [o for s in sorted(finished) for o in finished[s][1]]
-    bad,absent = ([o for o in notes if isinstance(o[1], kind)]
-                  for kind in (str,list))
+    bad = [o for o in notes if isinstance(o[1], str)]
+    absent = [o for o in notes if isinstance(o[1], list)]
     if bad: sums = _close_gaps(self, [i for i,_ in bad])
     else: sums = [finished[s][0] for s in range(len(self))]
     d = self.write_meta(sums, bad, absent)

@@ -9,9 +9,7 @@ __all__ = ['Ranges']
 import math,re
 from dataclasses import dataclass
 import numpy as np
-from PIL import Image,ImageOps
 from .core import channel_set,digest,set_name
-from .decode import Unreadable
 from .tiff import Planes
 
 # %% ../nbs/01db_ranges.ipynb #f1482e29
@@ -129,7 +127,7 @@ class Survey:
         return (*self.order, *(c for c in self.values if c not in self.order))
 
 # %% ../nbs/01db_ranges.ipynb #662f1a2c
-def _says_little(names):
+def says_little(names):
     return {*names}<={*'RGBAL'} or all(re.fullmatch(r'\d+|[Cc][Hh]\d+|B\d\d|B\dA', c) for c in names)
 
 def _named(seen, given):
@@ -137,7 +135,7 @@ def _named(seen, given):
     there = seen.names
     if not given or {*given}<={*there}: return there
     given = channel_set(given, given)
-    if not _says_little(there): channel_set(given, there)                        # raises: names given and names possible
+    if not says_little(there): channel_set(given, there)                        # raises: names given and names possible
     if len(given)==len(there): return given
     raise ValueError(f'{set_name(given)} names {len(given)} channels; the files have {len(there)}: {", ".join(there)}')
 
@@ -161,43 +159,3 @@ def find_ranges(
     low,high = zip(*(_range(c, rule[c], t, v)
                      for c,t,v in zip(names, types, values)))
     return Ranges(names, low, high, types, bits, stored)
-
-# %% ../nbs/01db_ranges.ipynb #821cfcca
-def _fit(x, size):
-    "The middle of a channel, its shorter side scaled to `size`, in float32"
-    x = x.astype(np.float32)
-    if x.shape==(size,size): return x
-    return np.asarray(ImageOps.fit(Image.fromarray(x),
-                                   (size,size), Image.Resampling.BICUBIC))
-
-def by_name(planes, ranges):
-    "The channels of a picture by name; `Unreadable` where they are not those of the set"
-    n,names = len(planes.data),names_of(planes)
-    known = dict(zip((*ranges.stored, *ranges.names),
-                     (*ranges.names, *ranges.names)))
-    unnamed = planes.names is None or not any(c in known for c in names) and _says_little(names)
-    if unnamed and n==len(ranges): return dict(zip(ranges.names, planes.data))
-    if planes.names is None:
-        raise Unreadable(f'{n} channels; the set has {len(ranges)}: {", ".join(ranges.names)}')
-    return {known[c]:x for c,x in zip(names, planes.data) if c in known}
-
-# %% ../nbs/01db_ranges.ipynb #e82fc8fb
-def to_pixels(
-    planes:Planes,
-    ranges:Ranges,
-    size:int,  # pixels of the side
-)->tuple: # `(size, size, channels)` uint8 or uint16, and which channels are there: `(channels,)` bool
-    "A picture in the ranges of its set; `Unreadable` for too few channels or values that are not finite"
-    found = by_name(planes, ranges)
-    x = np.zeros((size,size,len(ranges)), ranges.dtype)
-    there = np.zeros(len(ranges), bool)
-    for i,(c,low,high) in enumerate(zip(ranges.names, ranges.low, ranges.high)):
-        if c not in found: continue
-        finite = np.isfinite(found[c])
-        if not finite.any(): continue
-        if not finite.all(): raise Unreadable(f'channel {c} has {(~finite).sum():,} pixels that are not finite')
-        share = (_fit(found[c], size)-low)/(high-low)
-        x[...,i],there[i] = (share.clip(0, 1)*ranges.levels).round(),True
-    if not there.any():
-        raise Unreadable(f'none of the channels {", ".join(ranges.names)}; it has {", ".join(names_of(planes))}')
-    return x,there

@@ -10,7 +10,7 @@ from pathlib import Path
 from .decode import decode as decode_file,square_rgb
 from .tiff import Planes
 from .planes import read_planes,split_planes
-from .ranges import to_pixels
+from .scaling import to_pixels
 import numpy as np,torch
 from PIL import Image,ImageOps
 from fastai.torch_core import to_cpu

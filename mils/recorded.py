@@ -111,7 +111,8 @@ def compare_hits(self:Recorded,
 )->dict: # as from `compare`
     "How much better is y than x?"
     one_sided = paired(x, y, .9, share)
-    return {**paired(x, y, share=share), 'lower':one_sided['ratio_low'], 'least':one_sided['low']}
+    return {**paired(x, y, share=share),
+            'lower':one_sided['ratio_low'], 'least':one_sided['low']}
 
 @patch
 def compare(self:Recorded,

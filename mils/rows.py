@@ -42,8 +42,9 @@ class Line(NamedTuple):
 def _cells(text, delimiter):
     "`(line, cells)` of a table"
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True)
-    try: return [(reader.line_num, [o.strip() for o in cells])
-                 for cells in reader if any(o.strip() for o in cells)]
+    try:
+        return [(reader.line_num, [o.strip() for o in cells])
+                for cells in reader if any(o.strip() for o in cells)]
     except csv.Error: return []
 
 def _picture_column(rows, most=50):

@@ -175,8 +175,9 @@ def find(self:Source, path:str):
     if path in self.files: return path
     plain = self.below(path)
     if plain.isascii(): spellings = [path,plain]
-    else: spellings = [path, *(unicodedata.normalize(k, plain)
-                               for k in ('NFC','NFD'))]
+    else:
+        spellings = [path, *(unicodedata.normalize(k, plain)
+                             for k in ('NFC','NFD'))]
     for s in spellings:
         for name in (s, f'images/{s}', s.removeprefix('images/'), s.removeprefix(f'{self.path.stem}/')):
             found = {p+name for p in self.parts}&self.files.keys()

@@ -63,8 +63,9 @@ def parse_networks(
         is_dynamic = 'dynamic' in words
         for options in parse_settings(':'.join(w for w in words if w!='dynamic')):
             stem = dict(dynamic=True, sampling='sample') if is_dynamic else {}
-            if is_dynamic: stem |= {k:options.pop(k)
-                                    for k in _stem_settings if k in options}
+            if is_dynamic:
+                stem |= {k:options.pop(k)
+                         for k in _stem_settings if k in options}
             networks.append({'model':model, **stem, 'options':options})
     return networks
 

@@ -24,7 +24,9 @@ def _plan(p, present, networks, sets, set, precision, **typed):
     for changes,arm,asked in product(parse_settings(set), given, channel_sets):
         overrides = {**arm.get('overrides', p.get('overrides', {})), **changes}
         arms.append({'channels':present, **arm, **typed, **asked, 'overrides':overrides})
-    return grid(arms, p['seeds'], epochs=p['epochs'], precision=precision or p['precision'])
+    return grid(arms, p['seeds'],
+                epochs=p['epochs'],
+                precision=precision or p['precision'])
 
 def _without_recorded(cfgs, ds, folds, table):
     "The `Config`s whose runs are not in `table` yet"
@@ -33,7 +35,8 @@ def _without_recorded(cfgs, ds, folds, table):
     from mils.sweeps import seed_set
     if not table.exists(): return cfgs
     known = {*pd.read_csv(table, usecols=['run']).run}
-    return [c for c in cfgs if run_name(c, seed_set(ds, c.seed, folds)) not in known]
+    return [c for c in cfgs
+            if run_name(c, seed_set(ds, c.seed, folds)) not in known]
 
 # %% ../nbs/11aa_sweeping.ipynb #fab1bd65
 def _sweep_data(protocol, p, data, size, classes, *about, **more):
@@ -80,7 +83,8 @@ def run_sweep(
     root = Path(runs)/protocol
     failed = sweep_runs(cfgs, ds, root, jobs=jobs, folds=folds)
     print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {root}')
-    for run,why in failed.items(): print(f'failed: {run}: {why}', file=sys.stderr)
+    for run,why in failed.items():
+        print(f'failed: {run}: {why}', file=sys.stderr)
     return int(bool(failed))
 
 # %% ../nbs/11aa_sweeping.ipynb #e51712c6
@@ -93,7 +97,8 @@ def results(
     remove:str=None,  # names of runs, separated by commas, whose rows are to go from the tables; nothing else is done
 ):
     "Collect the finished runs of a sweep into tables, and print them"
-    from mils.tables import collect_runs,other_versions,remove_runs,tables_dir
+    from mils.tables import collect_runs,other_versions,tables_dir
+    from mils.grown import remove_runs
     out = Path(out) if out else tables_dir(protocol, record, runs)
     if remove:
         remove_runs(out, remove.split(','))

@@ -110,8 +110,9 @@ def usual_transform(
 ):
     "What torchvision does with one image"
     ts = [T.Resize(size), T.CenterCrop(size)] if resize else []
-    if train: ts += [T.RandomCrop(size, padding=round(shift*size), padding_mode='reflect'),
-                     T.RandomHorizontalFlip(0.5*flip)]
+    if train:
+        ts += [T.RandomCrop(size, padding=round(shift*size), padding_mode='reflect'),
+               T.RandomHorizontalFlip(0.5*flip)]
     return T.Compose([*ts, T.ToTensor(),
                       T.Normalize(stats.mean.tolist(), stats.std.tolist())])
 

@@ -59,8 +59,7 @@ def _sizes(rec, about):
     deep,ours = rec.best('resnet34'),_architectures()
     millions = rec.runs.drop_duplicates('network').set_index('network').parameters/1e6
     depth = pd.read_csv(results_dir()/'task-b'/'costs.csv').set_index('network').depth
-    top1 = {n:accuracy_of(rec.hits(rec.find(network=n)))
-            for n in (deep,*ours.values())}
+    top1 = {n:accuracy_of(rec.hits(rec.find(network=n))) for n in (deep,*ours.values())}
     each = {n:100*top1[n].mean/millions[n] for n in top1}
     order = sorted(ours.values(), key=lambda n: -top1[n].mean)
     for row,n in ours.items():
@@ -158,8 +157,7 @@ def _task_a():
     one = n[rec.find(**kind)[0]]
     alone = n[rec.find(dynamic=False, channels='RGB', epochs=kind['epochs'])[0]]
     seven = runs[~runs.dynamic].drop_duplicates('channels').parameters.sum()
-    mixed,plain = (time.loc['small_cnn, 32 px',way]
-                   for way in ('mixed batch','plain'))
+    mixed,plain = (time.loc['small_cnn, 32 px',way] for way in ('mixed batch','plain'))
     study = runs[runs.network=='small_cnn last=2 dynamic generator=per_count attention=True lr=0.01'].test_top1
     whole = f'`small_cnn`, a batch of {mixed.batch:.0f} in which each picture has its own set'
     sets = str(runs[~runs.dynamic].channels.nunique())

@@ -35,8 +35,7 @@ def curves()->Curves:
                     for k in ('epochs','gradients'))
     grads = grads.assign(product=grads.gradient*grads.weight)
     stems = [n for n in rec.runs.network.unique() if n.startswith('resnet34')]
-    return Curves(rec.runs, epochs, grads,
-                  rec.best('resnet34'), rec.best('strict4'), stems)
+    return Curves(rec.runs, epochs, grads, rec.best('resnet34'), rec.best('strict4'), stems)
 
 # %% ../../nbs/09g_dynamics.ipynb #76e8b70e
 def epochs_until(
@@ -60,8 +59,7 @@ def speed(c)->pd.DataFrame: # one row a network; columns such as `epochs to 50 %
     final = top1[c.best].iloc[-1].mean()
     columns = {'seeds':c.runs.groupby('network').size()}
     for share in (.5,.9):
-        reached = {n:epochs_until(t, share*final,
-                                  1/c.runs.classes.iloc[0]).mean(skipna=False)
+        reached = {n:epochs_until(t, share*final, 1/c.runs.classes.iloc[0]).mean(skipna=False)
                    for n,t in top1.items()}
         for what,each in per_epoch.items():
             columns[f'{what} to {100*share:.0f} %'] = pd.Series(reached)*each

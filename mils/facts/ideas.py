@@ -56,7 +56,8 @@ def trials()->Trials:
         added=[100*(r.val_top1-_with_first(r, tried)) for r in rows], few=tried.model.str.startswith('strict'))
     log = log[~log.idea.str.contains('as it was')].sort_values('gain', ascending=False)
     seeds = 100*rec.runs.groupby('network').val_top1.var().mean()**.5
-    pictures = np.mean([_pictures(rec, n, 'strict4') for n in ('strict4 fine=1','strict4 fine=2','strict4 width=1.5')])
+    pictures = np.mean([_pictures(rec, n, 'strict4')
+                        for n in ('strict4 fine=1','strict4 fine=2','strict4 width=1.5')])
     band = _band(log.few.sum(), seeds, pictures)
     arms = sorted(n for n in rec.runs.network.unique()
                   if n.startswith('strict') and ' ' in n)

@@ -44,11 +44,13 @@ class Way:
     singles:Share  # mean of one channel
 
     @property
-    def worst_pair(self): return min((self.by_set[s] for s in pairs),
-                                     key=lambda o: o.ratio)
+    def worst_pair(self):
+        return min((self.by_set[s] for s in pairs),
+                   key=lambda o: o.ratio)
     @property
-    def worst_single(self): return min((self.by_set[s] for s in singles),
-                                       key=lambda o: o.ratio)
+    def worst_single(self):
+        return min((self.by_set[s] for s in singles),
+                   key=lambda o: o.ratio)
 
 @dataclass(frozen=True)
 class ImageNet:

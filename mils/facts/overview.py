@@ -21,7 +21,8 @@ from .task_b import read as read_task_b
 def _row(what, r, goal=False):
     "A comparison: a share of the yardstick, its interval, a verdict and how many trainings"
     said = f'90 %: {r.reaches_90}' if goal else r.order
-    return {'comparison':what, 'share':r.share, '95 % interval':r.share_range, 'verdict':said, 'seeds or folds':r.seeds}
+    return {'comparison':what, 'share':r.share,
+            '95 % interval':r.share_range, 'verdict':said, 'seeds or folds':r.seeds}
 
 def comparisons()->Table:
     "The comparisons behind the answers"

@@ -150,7 +150,8 @@ def goal_table(
     rows = {e:(f'{c.ratio:.3f}', f'{c.lower:.3f}', *map(c.reaches, goals))
             for e,c in task_a.equal.items()}
     t = pd.DataFrame.from_dict(rows, 'index',
-                               columns=['share','lower bound',*(f'keeps {100*g:.0f} %' for g in goals)])
+                               columns=['share','lower bound',
+                                        *(f'keeps {100*g:.0f} %' for g in goals)])
     return t.rename_axis('epochs')
 
 # %% ../../nbs/09h_statistics.ipynb #7cc7f055
