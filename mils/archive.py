@@ -49,7 +49,8 @@ def mismatch(self:Remote,
 )->str: # what is wrong with it; empty where nothing is
     "Compare a file with what its publisher says about it"
     n = path.stat().st_size
-    if self.size and n!=self.size: return f'has {n:,} bytes, expected {self.size:,}'
+    if self.size and n!=self.size:
+        return f'has {n:,} bytes, expected {self.size:,}'
     for expected,first,where in ((self.md5,None,''), (self.md5_start,2**20,' in its first megabyte')):
         if not expected: continue
         got = _md5(path, first)
@@ -65,7 +66,8 @@ def _check_tar(tar):
             total += o.size
             if not (o.isreg() or o.isdir()): why = 'is a link or a device'
             elif o.name.startswith('/') or '..' in o.name.split('/'): why = 'leads out of the folder'
-            elif total>MAX_EXPANSION*room: why = f'makes it grow from {room:,} to {total:,} bytes'
+            elif total>MAX_EXPANSION*room:
+                why = f'makes it grow from {room:,} to {total:,} bytes'
             if why: raise ValueError(f'{tar}: refused, because {o.name!r} {why}')
     return total
 
@@ -74,7 +76,8 @@ def _copy_members(tar, path, total):
     with tarfile.open(tar) as t, zipfile.ZipFile(path, 'w') as z, bar:
         for o in t:
             if not o.isreg(): continue
-            z.writestr(zipfile.ZipInfo(o.name.removeprefix('./')), t.extractfile(o).read())
+            z.writestr(zipfile.ZipInfo(o.name.removeprefix('./')),
+                       t.extractfile(o).read())
             bar.update(o.size)
 
 def tar_to_zip(

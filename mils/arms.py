@@ -55,7 +55,8 @@ def planned(
     protocol:dict,  # such as one of `protocols`
 )->list: # of `Config`
     "Every run of a protocol"
-    common = {k:protocol[k] for k in ('epochs','precision','overrides') if k in protocol}
+    common = {k:protocol[k]
+              for k in ('epochs','precision','overrides') if k in protocol}
     return grid(protocol['arms'], protocol['seeds'], **common)
 
 # %% ../nbs/06_arms.ipynb #577768ea
@@ -63,8 +64,11 @@ _usual_stem = dict(generator='covariance', attention=False, sampling='sample', v
 
 def _stem_words(cfg):
     "How a dynamic stem and its training differ from the usual"
-    words = ['dynamic']+[f'{k}={cfg[k]}' for k,usual in _usual_stem.items() if cfg[k]!=usual]
-    if cfg['held_out']: words.append('held_out='+','.join(map(set_name, cfg['held_out'])))
+    words = ['dynamic']+[f'{k}={cfg[k]}'
+                         for k,usual in _usual_stem.items()
+                         if cfg[k]!=usual]
+    if cfg['held_out']:
+        words.append('held_out='+','.join(map(set_name, cfg['held_out'])))
     return words
 
 def describe(
@@ -74,7 +78,8 @@ def describe(
     if isinstance(cfg, Config): cfg = asdict(cfg)
     words = [network_name(cfg['model'], cfg['options'])]
     if cfg['dynamic']: words += _stem_words(cfg)
-    if tuple(cfg['channels'])!=tuple('RGB'): words.append(set_name(cfg['channels']))
+    if tuple(cfg['channels'])!=tuple('RGB'):
+        words.append(set_name(cfg['channels']))
     if cfg['recipe']!='same': words.append(f"recipe={cfg['recipe']}")
     return ' '.join(words+[f'{k}={v}' for k,v in sorted(cfg['overrides'].items())])
 
@@ -86,7 +91,8 @@ def plan_table(
     rows = []
     for a in protocol['arms']:
         runs = planned({**protocol, 'arms':[a]})
-        shared = dict(epochs=runs[0].epochs, seeds=len(runs), why=getattr(a, 'why', ''))
+        shared = dict(epochs=runs[0].epochs,
+                      seeds=len(runs), why=getattr(a, 'why', ''))
         if rows and shared.items()<=rows[-1].items(): rows[-1]['arms'] += 1
         else: rows.append({'arms':1, 'such as':describe(runs[0]), **shared})
     return pd.DataFrame(rows)

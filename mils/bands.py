@@ -18,7 +18,8 @@ _usual = r'[Cc][Hh]\d{1,3}|B\d\d|B\dA'                     # Ch3, ch00; B02, B8A
 
 def _word(channels):
     "A pattern for the name of a channel"
-    return '|'.join(re.escape(c) for c in channels) if channels else _usual
+    if channels: return '|'.join(re.escape(c) for c in channels)
+    return _usual
 
 def _by_suffix(name, word):
     "`(picture, channel)` of a file whose name ends in a channel, or `None`"
@@ -29,7 +30,8 @@ def _by_folder(name, word):
     "`(picture, channel)` of a file in a channel's folder, or `None`"
     *dirs,file = name.split('/')
     at = [i for i,d in enumerate(dirs) if re.fullmatch(word, d)]
-    if len(at)==1: return '/'.join([*dirs[:at[0]], *dirs[at[0]+1:], file]),dirs[at[0]]
+    if len(at)==1:
+        return '/'.join([*dirs[:at[0]], *dirs[at[0]+1:], file]),dirs[at[0]]
 
 # %% ../nbs/01ba_bands.ipynb #75651b77
 def _groups(names, split_name, word):
@@ -40,7 +42,8 @@ def _groups(names, split_name, word):
         if not got or got[1] in groups[got[0]]: return {}
         groups[got[0]][got[1]] = n
     classless = all('/' not in k for k in groups) and any('/' in n for n in names)
-    return {} if classless or max(map(len, groups.values()), default=0)<2 else dict(groups)
+    if classless or max(map(len, groups.values()), default=0)<2: return {}
+    return dict(groups)
 
 def _natural(word):
     "Ch2 before Ch10"
@@ -62,16 +65,22 @@ class BandSource(Source):
         self.files |= {k:self._item(k, g) for k,g in groups.items()}
     def _item(self, name, group):
         "What stands for a picture: its content is that of all its files"
-        items = [(c,self.plain.files[group[c]]) for c in self.channels if c in group]
-        in_zips,size = all(o.zip>=0 for _,o in items),sum(o.size for _,o in items)
-        mark = zlib.crc32(repr([(c,o.size,o.crc,o.mtime) for c,o in items]).encode())
-        return Item(name, 0, size, mark, 0) if in_zips else Item(name, -1, size, -1, mark)
+        items = [(c,self.plain.files[group[c]])
+                 for c in self.channels if c in group]
+        in_zips = all(o.zip>=0 for _,o in items)
+        size = sum(o.size for _,o in items)
+        mark = zlib.crc32(repr([(c,o.size,o.crc,o.mtime)
+                                for c,o in items]).encode())
+        if in_zips: return Item(name, 0, size, mark, 0)
+        return Item(name, -1, size, -1, mark)
     def read(self, name):
         if name not in self.groups: return self.plain.read(name)
         group,f = self.groups[name],io.BytesIO()
         with zipfile.ZipFile(f, 'w') as z:
             for c in self.channels:
-                if c in group: z.writestr(zipfile.ZipInfo(c+PurePosixPath(group[c]).suffix), self.plain.read(group[c]))
+                if c in group:
+                    z.writestr(zipfile.ZipInfo(c+PurePosixPath(group[c]).suffix),
+                               self.plain.read(group[c]))
         return f.getvalue()
 
 # %% ../nbs/01ba_bands.ipynb #52040cad
@@ -83,5 +92,6 @@ def group_bands(
     names = [n for n in src.files if is_image(n)]
     places = ('end of the file name',_by_suffix),('folder',_by_folder)
     for word,(how,split_name) in product((_word(channels),_usual), places):
-        if groups := _groups(names, split_name, word): return BandSource(src, groups, how)
+        if groups := _groups(names, split_name, word):
+            return BandSource(src, groups, how)
     return src

@@ -75,19 +75,23 @@ class Batches(TfmdDL):
         **kwargs  # to fastai's `DataLoader`
     ):
         if isinstance(dataset, ImageSet):
-            stats = stats_of(stats or dataset.stats, channels or dataset.channels, dataset.channels)
+            stats = stats_of(stats or dataset.stats,
+                             channels or dataset.channels, dataset.channels)
             after_batch = [Standardise(stats, dataset.levels), *L(after_batch)]
             dataset = Pictures(dataset, split, channels, train)
         if not 0<=shift<=.5: raise ValueError(f'shift={shift}; expected a share of the side, from 0 to 0.5')
-        if bs is None or bs<1 or bs!=int(bs): raise ValueError(f'bs={bs}; expected 1, 2, ... pictures a batch')
-        shuffle,drop_last = (train if o is None else o for o in (shuffle,drop_last))
+        if bs is None or bs<1 or bs!=int(bs):
+            raise ValueError(f'bs={bs}; expected 1, 2, ... pictures a batch')
+        shuffle,drop_last = (train if o is None else o
+                             for o in (shuffle,drop_last))
         super().__init__(dataset.to(device), bs, shuffle, 0, do_setup=False, drop_last=drop_last, device=torch.device(device),
             after_batch=after_batch, **kwargs)
         self.train,self.seed,self.flip,self.shift,self.epoch,self.seconds = train,seed,flip,shift,0,0.
         mask = [torch.Tensor]*(self.dataset.n_inp-1)
         self._n_inp,self._types = self.dataset.n_inp,(tuple,[TensorImage,*mask,TensorCategory])
 
-    def __len__(self): return max(self.n//self.bs, int(self.n>0)) if self.drop_last else math.ceil(self.n/self.bs)
+    def __len__(self):
+        return max(self.n//self.bs, int(self.n>0)) if self.drop_last else math.ceil(self.n/self.bs)
 
     def to(self, device):
         self.dataset.to(device)
@@ -100,7 +104,8 @@ def _draw(self:Batches):
     augmented = self.dataset.split_idx==0
     order,moves = torch.arange(self.n, device=self.device),None
     if not (self.shuffle or augmented): return order,moves
-    seed = self.seed*100_003+self.epoch if self.train else int(torch.randint(2**62, ()))
+    if self.train: seed = self.seed*100_003+self.epoch
+    else: seed = int(torch.randint(2**62, ()))
     g = torch.Generator(self.device).manual_seed(seed)
     if self.shuffle: order = torch.randperm(self.n, generator=g, device=self.device)
     if augmented:
@@ -138,8 +143,10 @@ def one_batch(self:Batches):
 @patch
 def new(self:Batches, dataset=None, cls=None, **kwargs):
     "A loader like this one, or of other pictures"
-    if dataset is not None and not isinstance(dataset, Pictures): dataset = self.dataset.of(dataset)
-    return super(Batches, self).new(dataset, cls, **{**dict(shift=self.shift, flip=self.flip), **kwargs})
+    if dataset is not None and not isinstance(dataset, Pictures):
+        dataset = self.dataset.of(dataset)
+    return super(Batches, self).new(dataset, cls,
+                                    **{**dict(shift=self.shift, flip=self.flip), **kwargs})
 
 # %% ../nbs/05c_batches.ipynb #44a69aac
 @patch

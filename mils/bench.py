@@ -35,9 +35,12 @@ def _usual(cfg, ds, folder, device, resize=False, workers=None):
     s = cfg.settings
     net = _new_net(cfg, ds, device)
     decay,rest = decay_groups(net)
-    opt = torch.optim.AdamW([dict(params=decay), dict(params=rest, weight_decay=0.)], s['lr'], weight_decay=s['wd'])
+    opt = torch.optim.AdamW([dict(params=decay),
+                             dict(params=rest, weight_decay=0.)],
+                            s['lr'], weight_decay=s['wd'])
     if workers is None: workers = os.cpu_count()
-    train,val = (usual_loader(ds, folder, o, s, resize, workers, device) for o in ('train','val'))
+    train,val = (usual_loader(ds, folder, o, s, resize, workers, device)
+                 for o in ('train','val'))
     return train_plain(cfg, net, opt, lambda e: train, val)
 
 def _ours(cfg, ds, folder, device, **kwargs):
@@ -52,8 +55,11 @@ def _bare(cfg, ds, folder, device, **kwargs):
     s,stats = cfg.settings,ds.stats
     net = _new_net(cfg, ds, device, memory_format=torch.channels_last)
     decay,rest = decay_groups(net)
-    opt = opts[s['opt']]([dict(params=decay), dict(params=rest, weight_decay=0.)], s['lr'], s['wd'])
-    train = Batches(ds, 'train', stats, bs=s['bs'], shift=s['shift'], flip=s['flip'], train=True, seed=cfg.seed, device=device)
+    opt = opts[s['opt']]([dict(params=decay), dict(params=rest, weight_decay=0.)],
+                         s['lr'], s['wd'])
+    train = Batches(ds, 'train', stats, bs=s['bs'],
+                    shift=s['shift'], flip=s['flip'], train=True,
+                    seed=cfg.seed, device=device)
     val = Batches(ds, 'val', stats, bs=2*s['bs'], device=device)
     def batches(e):
         train.epoch = e
@@ -67,7 +73,8 @@ def _one_training(rows):
     "What counts of a training: medians over the epochs after the first, and the last accuracy"
     r = pd.DataFrame(rows)
     later = r.iloc[1:] if len(r)>1 else r
-    return dict(**later[['images_per_s','seconds','input_share']].median(), val_top1=r.val_top1.iloc[-1])
+    return dict(**later[['images_per_s','seconds','input_share']].median(),
+                val_top1=r.val_top1.iloc[-1])
 
 def _child():
     "Train one way, described by JSON on standard input, and print its rows as JSON"
@@ -97,7 +104,9 @@ def _whole(v): return f'{v:,.0f}'
 def _span(o, f):
     "The median, and the range where there is one"
     if len(o)==1: return f(o.iloc[0])
-    middle,least,most = f(o.median()),f(o.min()),f(o.max())
+    middle = f(o.median())
+    least = f(o.min())
+    most = f(o.max())
     return f'{middle} ({least} to {most})'
 
 def _way_row(g):
@@ -120,7 +129,8 @@ def speed_summary(
     lines.append(f"P3  waiting for input, ours = {_percent(df[df.way=='ours'].input_share.median())}")
     gap = df.pivot(index='round', columns='way', values='val_top1').eval('ours-usual')*100
     lines.append(f'    accuracy, ours-usual  = {gap.mean():+.2f} pp')
-    if len(gap)>1: lines[-1] += f' (standard error {gap.sem():.2f} over {len(gap)} seeds)'
+    if len(gap)>1:
+        lines[-1] += f' (standard error {gap.sem():.2f} over {len(gap)} seeds)'
     return '\n'.join([df.attrs.get('title',''), table.to_string(), *lines])
 
 # %% ../nbs/06l_bench.ipynb #63ebba4e
@@ -130,7 +140,8 @@ def _shorter_side(path):
 def _title(ds, model, epochs, rounds, photo_size, device, once):
     "What was compared, in a line"
     n = {k:f'{len(v):,}' for k,v in ds.splits.items()}
-    pixels = f'upscaled to {photo_size} px JPEGs, used at {ds.size} px' if photo_size else f'at {ds.size} px'
+    if photo_size: pixels = f'upscaled to {photo_size} px JPEGs, used at {ds.size} px'
+    else: pixels = f'at {ds.size} px'
     precision = 'bfloat16' if has_bf16(device) else 'float32'
     return (f"{model}, {n['train']} training and {n['val']} validation images {pixels}, {epochs} epochs, rounds: {rounds}, "
         f"{torch.get_num_threads()} threads, {device.type}, {precision}; decoding once for ours and bare: {once:.1f} s, not timed")

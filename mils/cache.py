@@ -14,7 +14,8 @@ from .names import as_text,SPLITS
 from .manifest import Manifest
 from .decode import decode,Unreadable
 from .planes import read_planes
-from .ranges import Ranges,to_pixels
+from .ranges import Ranges
+from .scaling import to_pixels
 from .survey import set_ranges
 from .imageset import ImageSet
 from .unusable import bad_rows,BadImages,missing_files,read_image
@@ -31,7 +32,8 @@ def _is_undamaged(p, sums):
 def _whole(p):
     "The declaration of a whole and undamaged file"
     d = p.read_meta()
-    return d if d and _is_undamaged(p.kept(d['bad']), d['sums']) else None
+    if d and _is_undamaged(p.kept(d['bad']), d['sums']): return d
+    return None
 
 # %% ../nbs/01i_cache.ipynb #b04e1c25
 def _reopen(p):
@@ -39,7 +41,8 @@ def _reopen(p):
     if not p.path.exists() or not p.meta.exists(): return
     print(f'cache {p.path.name}: damaged; what does not fit its checksums is decoded again', file=sys.stderr)
     d = p.read_meta()
-    if d and not d['bad'] and not d.get('absent'): p.write_log({s:(h,[]) for s,h in enumerate(d['sums'])})
+    if d and not d['bad'] and not d.get('absent'):
+        p.write_log({s:(h,[]) for s,h in enumerate(d['sums'])})
     p.meta.unlink()
 
 def _open_pixels(p, get):
@@ -92,7 +95,8 @@ def _image_set(m, rows, crc, p, skipped, **channels):
     "An `ImageSet` of rows of a manifest"
     labels,split = m.labels[rows],m.split[rows]
     pixels = pixel_key(m, rows, crc, p.size, channels.get('ranges'))
-    key = hash_of(pixels, labels.astype('<i8').tobytes(), split.tobytes(), json.dumps(m.classes))
+    key = hash_of(pixels, labels.astype('<i8').tobytes(),
+                  split.tobytes(), json.dumps(m.classes))
     splits = {k:np.flatnonzero(split==i) for i,k in enumerate(SPLITS)}
     names = [m.names[i] for i in rows]
     notes = [*m.notes, *_copy_notes(m, rows, crc)]
@@ -102,7 +106,9 @@ def _image_set(m, rows, crc, p, skipped, **channels):
 # %% ../nbs/01i_cache.ipynb #b81ce89e
 def _known_ranges(m, rows, crc, home, channels, rules, bits):
     "The ranges of a set, found once; `None` for photographs"
-    key = hash_of(1, crc.astype('<i8').tobytes(), m.split[rows].tobytes(), set_name(channels) if channels else (), rules, bits)
+    key = hash_of(1, crc.astype('<i8').tobytes(),
+                  m.split[rows].tobytes(),
+                  set_name(channels) if channels else (), rules, bits)
     memory = home/'ranges'/f'{key[:20]}.json'
     try: return Ranges(**json.loads(memory.read_text()))
     except (OSError,ValueError,TypeError): pass
@@ -141,12 +147,17 @@ def cached(
     "The images of a manifest, decoded once; `BadImages` where some cannot be used"
     home = cache_home(cache_dir)
     rows,crc,bad = _present(m, home)
-    r = _known_ranges(m, rows, crc, home, channels, rules, bits) if len(rows) else None
-    p = Pixels(home/'pixels'/f'{size}px-{pixel_key(m, rows, crc, size, r)[:20]}', len(rows), size, len(r) if r else 3, bits)
-    d = _open_pixels(p, _reader(m, rows, size, r)) if len(rows) else dict(bad=[])
+    if len(rows): r = _known_ranges(m, rows, crc, home, channels, rules, bits)
+    else: r = None
+    p = Pixels(home/'pixels'/f'{size}px-{pixel_key(m, rows, crc, size, r)[:20]}',
+               len(rows), size, len(r) if r else 3, bits)
+    if len(rows): d = _open_pixels(p, _reader(m, rows, size, r))
+    else: d = dict(bad=[])
     gaps = [i for i,_ in d['bad']]
     bad |= {int(rows[i]):why for i,why in d['bad']}
     _demand(m, bad, skip_bad)
     good,about = np.delete(np.arange(len(rows)), gaps),{}
-    if r: about = dict(ranges=r, channels=set_name(r.names), there=_availability(d, len(rows), len(r), gaps))
+    if r:
+        about = dict(ranges=r, channels=set_name(r.names),
+                     there=_availability(d, len(rows), len(r), gaps))
     return _image_set(m, rows[good], crc[good], p.kept(gaps), len(bad), **about)

@@ -30,7 +30,9 @@ def _coins(
 def chroma_table()->np.ndarray: # `(colours, n_levels, n_levels, n_levels)`
     "Probability of the levels (R, G, B) given the colour"
     light = [(k-n_coins//2, comb(n_coins,k)/2**n_coins) for k in range(n_coins+1)]
-    def one(m): return sum(w*np.einsum('r,g,b->rgb', *(_coins(mk+l) for mk in m)) for l,w in light)
+    def one(m):
+        return sum(w*np.einsum('r,g,b->rgb', *(_coins(mk+l) for mk in m))
+                   for l,w in light)
     return np.stack([one(m) for m in chroma_colours.values()])
 
 # %% ../nbs/01j_ceiling.ipynb #5079034a
@@ -55,4 +57,5 @@ def chroma_ceiling(
     "The accuracy that no method can beat, for every channel set"
     import pandas as pd
     sets = channel_sets(channel_set(names))
-    return pd.Series([_ceiling(s) for s in sets], index=[set_name(s) for s in sets], name='ceiling')
+    return pd.Series([_ceiling(s) for s in sets],
+                     index=[set_name(s) for s in sets], name='ceiling')

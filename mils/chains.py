@@ -9,11 +9,12 @@ __all__ = []
 import math
 import torch
 from torch import nn
-from .converted import inputs_of,outputs_of,put,solution,solvable
+from .solved import inputs_of,outputs_of,put,solution,solvable
 
 # %% ../nbs/06o_chains.ipynb #bdcb18da
 def _unrolled(net):
-    if isinstance(net, nn.Sequential): return [o for m in net for o in _unrolled(m)]
+    if isinstance(net, nn.Sequential):
+        return [o for m in net for o in _unrolled(m)]
     return [net]
 
 def chain(
@@ -63,7 +64,8 @@ def _input(part, layer, x):
 def _old(m):
     "The weights of a layer, as `solution` takes them"
     weight = m.weight.double().flatten(1)
-    bias = torch.zeros_like(weight[:,:1]) if m.bias is None else m.bias.double()[:,None]
+    if m.bias is None: bias = torch.zeros_like(weight[:,:1])
+    else: bias = m.bias.double()[:,None]
     W = torch.cat([weight, bias], 1).unflatten(0, (getattr(m, 'groups', 1),-1))
     return W.mT if len(W)>1 else W[0].T
 
@@ -80,7 +82,8 @@ def solve_chain(
     full.eval()
     xs,ys = map(list, zip(*batches))
     for part,model in zip(chain(net, xs[0]), chain(full, ys[0]), strict=True):
-        layers = [k for k,m in model.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear))]
+        layers = [k for k,m in model.named_modules()
+                  if isinstance(m, (nn.Conv2d,nn.Linear))]
         ys,targets = _targets(model, layers, ys)
         for k in layers:
             m,HH,HT = part.get_submodule(k),0.,0.

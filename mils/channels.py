@@ -54,7 +54,8 @@ def _on_trial(net):
 def _count_pictures(args, kwargs):
     "How many pictures the arguments hold in batches of one length, otherwise 0"
     counts = set()
-    for o in (*args, *kwargs.values()): on_pictures(lambda x: counts.add(len(x) if x.ndim==4 else 0), o)
+    for o in (*args, *kwargs.values()):
+        on_pictures(lambda x: counts.add(len(x) if x.ndim==4 else 0), o)
     return counts.pop() if len(counts)==1 else 0
 
 @patch
@@ -62,7 +63,8 @@ def _outcome(self:ChannelAdaptive, sets, args, kwargs, fill=None, saw=None):
     "What comes out for a set, or for one of the first picture and one of the others; absent channels hold `fill`; `saw` gets who meets NaN"
     n,mixed = len(self.channels),len(sets)>1
     there = torch.cat([self.stem.one_mask(s) for s in sets])
-    def present(k): return there[torch.arange(k).clamp(max=1)] if mixed else there[0]
+    def present(k):
+        return there[torch.arange(k).clamp(max=1)] if mixed else there[0]
     def change(x):
         if x.shape[-3]!=n or not x.is_floating_point(): return x
         if fill is None: return x[...,self.stem.rows(sets[0]),:,:]
@@ -72,13 +74,16 @@ def _outcome(self:ChannelAdaptive, sets, args, kwargs, fill=None, saw=None):
             first = x.ndim==4 and x.shape[1]==n and not (x.isnan()&present(len(x))[...,None,None]).any()
             saw[m] = saw.get(m, True) and first
     inside = {m for stem in self.stems for m in stem.modules()}
-    leaves = [m for m in self.net.modules() if saw is not None and m not in inside and not [*m.children()]]
+    leaves = [m for m in self.net.modules()
+              if saw is not None and m not in inside and not [*m.children()]]
     hooks = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in leaves]
     _seed(self)
-    call = dict(mask=present(_count_pictures(args, kwargs))) if mixed else dict(channels=sets[0], wide=fill is not None)
+    if mixed: call = dict(mask=present(_count_pictures(args, kwargs)))
+    else: call = dict(channels=sets[0], wide=fill is not None)
     try:
         with self.using(**call):
-            return _tensors(self.net(*(on_pictures(change, o) for o in args), **{k:on_pictures(change, o) for k,o in kwargs.items()}))
+            return _tensors(self.net(*(on_pictures(change, o) for o in args),
+                                     **{k:on_pictures(change, o) for k,o in kwargs.items()}))
     finally:
         for h in hooks: h.remove()
 
@@ -181,7 +186,8 @@ def convert(
                 replace(net, m, layer)
             res = res or ChannelAdaptive(net, path)
             others = res._first_trial(example)
-            convs = [m for m,first in others.items() if first and isinstance(m, nn.Conv2d) and m.in_channels==len(channels) and m.groups==1]
+            convs = [m for m,first in others.items()
+                     if first and isinstance(m, nn.Conv2d) and m.in_channels==len(channels) and m.groups==1]
         if others: raise ValueError(res._reads_besides(others))
     except Exception:
         for layer,m in done: replace(net, layer, m)

@@ -46,12 +46,14 @@ class Report:
     @property
     def across(self)->list:
         "Copies that lie in more than one split"
-        return [c for c in self.copies if len({self.manifest.split[i] for i in c})>1]
+        return [c for c in self.copies
+                if len({self.manifest.split[i] for i in c})>1]
 
     @property
     def torn(self)->list:
         "Copies with more than one label"
-        return [c for c in self.copies if len({self.manifest.labels[i] for i in c})>1]
+        return [c for c in self.copies
+                if len({self.manifest.labels[i] for i in c})>1]
 
 # %% ../nbs/01f_check.ipynb #34b87a5f
 class _Seen(NamedTuple):
@@ -91,7 +93,8 @@ def _look_at_channels(b, tally):
     tally.add(planes)
     x = planes.data[0]
     kinds = ' and '.join(sorted({o.dtype.name for o in planes.data}))
-    return x.shape[::-1],f'{len(planes.data)} x {kinds}',all(o.min()==o.max() for o in planes.data)
+    return x.shape[::-1],f'{len(planes.data)} x {kinds}',all(o.min()==o.max()
+                                                             for o in planes.data)
 
 # %% ../nbs/01f_check.ipynb #afc3d672
 def check(
@@ -136,7 +139,8 @@ def _table(m):
     yield f'{"":10}{"images":>10}{"classes":>10}{"a class":>16}'
     for i,s in enumerate(SPLITS):
         n = np.bincount(m.labels[m.split==i], minlength=len(m.classes))
-        span = f'{n.min():,}' if n.min()==n.max() else f'{n.min():,} to {n.max():,}'
+        if n.min()==n.max(): span = f'{n.min():,}'
+        else: span = f'{n.min():,} to {n.max():,}'
         yield f'{s:10}{n.sum():10,}{(n>0).sum():10,}{span:>16}'
     yield f'classes    {_some(m.classes)}'
 
@@ -149,7 +153,8 @@ def _span(sizes, most=4):
 
 def _pixels(report):
     "Sizes, modes and statistics of the channels"
-    def row(name, values): return f'{name:13}'+' '.join(f'{o:7.4f}' for o in values)
+    def row(name, values):
+        return f'{name:13}'+' '.join(f'{o:7.4f}' for o in values)
     st = report.stats
     yield f'sizes      {_span(report.sizes)}'
     yield f'stored as  {", ".join(f"{k}: {n:,}" for k,n in report.modes.most_common())}'
@@ -181,12 +186,15 @@ def _unreadable(report, most=20):
     "Files that cannot be used"
     yield f'unreadable {len(report.bad):,}'
     for o in report.bad[:most]: yield f'           {o}'
-    if len(report.bad)>most: yield f'           ... and {len(report.bad)-most:,} more'
+    if len(report.bad)>most:
+        yield f'           ... and {len(report.bad)-most:,} more'
 
 @patch
 def __repr__(self:Report):
     m = self.manifest
-    lines = [as_text(str(m.source.path)), *_table(m), *(f'note       {o}' for o in m.notes)]
+    lines = [as_text(str(m.source.path)),
+             *_table(m),
+             *(f'note       {o}' for o in m.notes)]
     if self.stats is not None: lines += _pixels(self)
     return '\n'.join([*lines, *_copies(self), *_blank(self), *_unreadable(self)])
 

@@ -22,7 +22,8 @@ def _split(n, seed, split):
     for k,shape in enumerate(chroma_shapes):
         rows = np.flatnonzero(labels//len(chroma_colours)==k)
         parts += [(shape,rows[i:i+32]) for i in range(0, len(rows), 32)]
-    for shape,i in progress(parts, 'painting'): images[i] = paint(shape, levels[i], lots[i])
+    for shape,i in progress(parts, 'painting'):
+        images[i] = paint(shape, levels[i], lots[i])
     return images,labels
 
 def chroma(
@@ -36,7 +37,8 @@ def chroma(
     sizes = dict(train=n_train, val=n_val, test=n_test)
     if min(n_val,n_test)<1 or n_train<len(classes):
         raise ValueError(f"chroma needs {len(classes)} training images, one a class, and one for val and test; got {sizes}")
-    images,labels = map(np.concatenate, zip(*(_split(n, seed, i) for i,n in enumerate(sizes.values()))))
+    images,labels = map(np.concatenate, zip(*(_split(n, seed, i)
+                                              for i,n in enumerate(sizes.values()))))
     ends = np.cumsum([0,*sizes.values()])
     splits = {k:np.arange(a,b) for k,a,b in zip(sizes,ends,ends[1:])}
     names = [f'{k}/{i:06d}' for k,n in sizes.items() for i in range(n)]

@@ -31,7 +31,8 @@ def _numbered(lines):
     numbers = r'([0-9]+)[\s,;:]+(?:(n[0-9]{8})(?:[\s,;:]+|$))?(.*)'
     before = [(i, l, re.fullmatch(numbers, l)) for i,l in lines]
     if sum(m is not None for _,_,m in before)*2>len(lines):
-        return [(int(m[1]), m[2], m[3] or m[2] or l, i) if m else (k, None, l, i) for k,(i,l,m) in enumerate(before)]
+        return [(int(m[1]), m[2], m[3] or m[2] or l, i) if m else (k, None, l, i)
+                for k,(i,l,m) in enumerate(before)]
     behind = [(i, re.fullmatch(r'(.*[^\s,;:])[\s,;:]+([0-9]+)', l)) for i,l in lines]
     if not all(m for _,m in behind): return []
     rows = [(int(m[2]), None, m[1], i) for i,m in behind]
@@ -48,7 +49,8 @@ def read_classes(
     rows.sort(key=lambda r: r[0])
     first = int(bool(rows) and rows[0][0]==1)
     for k,(label,_,_,line) in enumerate(rows, first):
-        if label!=k: raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from {first}, each once")
+        if label!=k:
+            raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from {first}, each once")
     names = [name for _,_,name,_ in rows]
     known = _labels_by_name(names)
     known |= {wnid:label-first for label,wnid,_,_ in rows if wnid}
@@ -65,9 +67,11 @@ def guess_classes(
     ints = [int(o) for o in labels if re.fullmatch('[0-9]+', o)]
     if len(ints)<len(words): names = sorted(set(words))
     else:
-        every = [*ints, *(int(o) for o in set(others) if re.fullmatch('[0-9]+', o))]
+        every = [*ints, *(int(o) for o in set(others)
+                          if re.fullmatch('[0-9]+', o))]
         first = int(min(every, default=0)==1)
-        names = [str(i+first) for i in range(min(1+max(ints, default=-1)-first, len(labels)))]
+        names = [str(i+first)
+                 for i in range(min(1+max(ints, default=-1)-first, len(labels)))]
     return ClassNames(names, {o:i for i,o in enumerate(names)}, [])
 
 # %% ../nbs/01aa_classes.ipynb #22577dbc
@@ -90,7 +94,9 @@ def index(self:ClassNames,
 )->int: # its index, `None` for one that means nothing
     "What a label means"
     if s in self.known: return self.known[s]
-    return self.known.get(str(int(s))) if re.fullmatch('-?[0-9]{1,18}', s) and self._first() else None
+    if re.fullmatch('-?[0-9]{1,18}', s) and self._first():
+        return self.known.get(str(int(s)))
+    return None
 
 @patch
 def _first(self:ClassNames): return next((o for o in ('0','1') if o in self.known), '' if self.names else '0')

@@ -12,6 +12,7 @@ from .core import lookup,write_atomic
 from .ranges import Ranges
 from .specs import at_least,load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
+import mils.sweeping  # noqa: F401   # `mils sweep`, `mils results`
 import mils.shipping  # noqa: F401   # `mils export`
 
 # %% ../nbs/11b_cli.ipynb #58eea628
@@ -142,7 +143,8 @@ def audit_file(
     from mils.claims import verdicts
     t = audit_table(file)
     checked = t[t.verdict!='not checkable'].sort_values('verdict', key=lambda v: v.map(list(verdicts).index), kind='stable')
-    for o in checked.itertuples(): print(f'{o.verdict:12}  {o.claim}  {o.value} {o.unit}'.rstrip()+f': {o.reason}')
+    for o in checked.itertuples():
+        print(f'{o.verdict:12}  {o.claim}  {o.value} {o.unit}'.rstrip()+f': {o.reason}')
     counts = {v:(t.verdict==v).sum() for v in verdicts}
     print(f'{len(t)} numbers: '+', '.join(f'{n} {v}' for v,n in counts.items() if n))
     return int(counts['inconsistent']>0)
@@ -200,6 +202,7 @@ def main(
 )->int: # exit status
     "Entry point of the console script"
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] not in ('-h','--help'): return run_command(argv[0], argv[1:])
+    if argv and argv[0] not in ('-h','--help'):
+        return run_command(argv[0], argv[1:])
     print(_usage())
     return 0 if argv else 2

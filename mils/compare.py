@@ -16,7 +16,8 @@ def _pair(a, b):
     "Two arrays of one shape"
     a = np.atleast_2d(np.asarray(a, float))
     b = np.atleast_2d(np.asarray(b, float))
-    if a.shape!=b.shape: raise ValueError(f'shapes {a.shape} and {b.shape}: this test takes pairs, the same seeds and images for both')
+    if a.shape!=b.shape:
+        raise ValueError(f'shapes {a.shape} and {b.shape}: this test takes pairs, the same seeds and images for both')
     return a,b
 
 # %% ../nbs/07b_compare.ipynb #8a39c487
@@ -32,7 +33,8 @@ def permutation(
         need = int(np.ceil(np.log2(2/level)))
         raise ValueError(f'{n} pairs have {2**n} sign flips, so p is at least {least:.4g} and cannot reach {level:g}; {need} pairs could')
     def gain(x, y, axis): return (y-x).mean(axis)
-    r = permutation_test((a.mean(1),b.mean(1)), gain, permutation_type='samples', n_resamples=np.inf)
+    r = permutation_test((a.mean(1),b.mean(1)),
+                         gain, permutation_type='samples', n_resamples=np.inf)
     return float(r.pvalue)
 
 # %% ../nbs/07b_compare.ipynb #aab4848f
@@ -84,7 +86,8 @@ def wins(
 )->float: # 0..1, half for a tie
     "How probably does a new training of b beat one of a, on as many new images? Recorded trainings stand for all, so few seeds are coarse"
     a,b = (np.atleast_2d(np.asarray(x, float)) for x in (a,b))
-    if a.shape[1]!=b.shape[1]: raise ValueError(f'{a.shape[1]} and {b.shape[1]} images: both must be tested on the same')
+    if a.shape[1]!=b.shape[1]:
+        raise ValueError(f'{a.shape[1]} and {b.shape[1]} images: both must be tested on the same')
     k = a.shape[1]
     drawn = np.random.default_rng(seed).multinomial(k, np.full(k, 1/k), size=n)      # how often each image
     drawn = drawn.astype(np.float32)

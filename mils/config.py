@@ -27,7 +27,9 @@ _without = dict(average=0., mixup=0., cutmix=0., small=1., teacher='', teaching=
 recipes = {name:{**r, **_without} for name,r in recipes.items()}
 
 # %% ../nbs/05e_config.ipynb #17f4b904
-_limits = dict(lr=(0, math.inf), wd=(0, math.inf), bs=(1, math.inf), smoothing=(0, 1), shift=(0, .5))
+_limits = dict(lr=(0, math.inf),
+               wd=(0, math.inf), bs=(1, math.inf),
+               smoothing=(0, 1), shift=(0, .5))
 
 def _check_setting(name, v, usual):
     "`ValueError` for the value of a recipe's setting that is no number where one belongs, or none that makes sense"
@@ -37,13 +39,15 @@ def _check_setting(name, v, usual):
     low,high = _limits[name]
     whole = isinstance(usual, int)
     if isinstance(v, Integral if whole else (int,float)) and math.isfinite(v) and low<=v<=high: return
-    span = f'from {low} on' if high==math.inf else f'from {low} to {high}'
+    if high==math.inf: span = f'from {low} on'
+    else: span = f'from {low} to {high}'
     raise ValueError(f'{name}={v!r}; expected a {"whole "*whole}number {span}, such as {usual}')
 
 def _check_counts(**counts):
     "`ValueError` for what is no whole number, or below where it begins; each is `(value, begin)`"
     for name,(v,begin) in counts.items():
-        if not isinstance(v, Integral) or v<begin: raise ValueError(f'{name}={v!r}; expected {begin} or more')
+        if not isinstance(v, Integral) or v<begin:
+            raise ValueError(f'{name}={v!r}; expected {begin} or more')
 
 # %% ../nbs/05e_config.ipynb #dcaa4b7e
 def _check_levers(cfg):
@@ -52,7 +56,8 @@ def _check_levers(cfg):
     if s['mixup'] and s['cutmix']: raise ValueError('mixup and cutmix both mix the labels; choose one')
     if s['average'] and cfg.sampling!='none': raise ValueError('average re-estimates batch norms on one channel set; this network has more')
     for k in ('average','teaching'):
-        if not 0<=s[k]<1: raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
+        if not 0<=s[k]<1:
+            raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
     if not 0<s['small']<=1: raise ValueError(f"small={s['small']}; expected a share of the side, up to 1")
     cfg.teacher
 
@@ -69,6 +74,10 @@ def _check_sampling(cfg):
         raise ValueError("views, held_out and shares need a sampling, such as sampling='sample'")
     if cfg.sampling!='none' and not cfg.dynamic:
         raise ValueError(f'sampling={cfg.sampling!r} needs dynamic=True: a plain stem takes no mask')
+
+def _in_order(channels, of):
+    "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
+    return tuple(sorted(channel_set(channels, of), key=channel_set(of, of).index))
 
 # %% ../nbs/05e_config.ipynb #3aa7ddc6
 _precisions = ('float32','bfloat16')
@@ -112,10 +121,6 @@ class Config:
 
     @property
     def names(self)->tuple: return channel_set(self.channels, self.channels)
-
-def _in_order(channels, of):
-    "A set that is drawn has no order: that of the network's channels, so that it is one `Config` however it is typed"
-    return tuple(sorted(channel_set(channels, of), key=channel_set(of, of).index))
 
 # %% ../nbs/05e_config.ipynb #d9f21b53
 @patch(as_prop=True)

@@ -29,13 +29,17 @@ def _plain_crcs(m, items, home):
     "CRC-32 of plain files by name, without reading files that were read before; `items` are `(row, Item)`"
     memory = home/'files'/f'{digest(os.path.realpath(m.source.path))}.json'
     old = _remembered(memory) if items else {}
-    known = {o.name:old[o.name][2] for _,o in items if o.name in old and old[o.name][:2]==(o.size,o.mtime)}
+    known = {o.name:old[o.name][2]
+             for _,o in items
+             if o.name in old and old[o.name][:2]==(o.size,o.mtime)}
     todo = [(i,o) for i,o in items if o.name not in known]
     if not todo: return known
     with ThreadPoolExecutor(threads()) as ex:
         crcs = progress(ex.map(lambda p: _file_crc(m, p[0]), todo), 'reading files', total=len(todo))
         new = {o.name:c for (_,o),c in zip(todo, crcs)}
-    keep = old|{o.name:(o.size,o.mtime,new[o.name]) for _,o in todo if new[o.name]>=0}
+    keep = old|{o.name:(o.size,o.mtime,new[o.name])
+                for _,o in todo
+                if new[o.name]>=0}
     with writing(memory.parent):
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(memory, json.dumps(keep))
@@ -60,4 +64,6 @@ def pixel_key(m, rows, crc, size, ranges=None):
     "Identity of the decoded images of these rows, 32 hexadecimal digits"
     lengths = np.array([m.source.files[m.names[i]].size for i in rows], np.int64)
     decoder = (_decoder,) if ranges is None else (_decoder,ranges.key)
-    return hash_of(*decoder, size, np.asarray(crc,'<i8').tobytes(), lengths.astype('<i8').tobytes())
+    return hash_of(*decoder, size,
+                   np.asarray(crc,'<i8').tobytes(),
+                   lengths.astype('<i8').tobytes())

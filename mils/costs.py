@@ -19,7 +19,9 @@ import pandas as pd,torch
 # %% ../nbs/04b_costs.ipynb #543d2b16
 def _status(key):
     "A line of this process's status in bytes"
-    return next(int(l.split()[1])*1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
+    return next(int(l.split()[1])*1024
+                for l in Path('/proc/self/status').read_text().splitlines()
+                if l.startswith(key))
 
 def _held(device):
     "Bytes in use now"
@@ -36,14 +38,16 @@ def _peak(device):
     return torch.cuda.max_memory_allocated(device) if device.type=='cuda' else _status('VmHWM')
 
 # %% ../nbs/04b_costs.ipynb #be05c99a
-def _pictures(n, size, device): return torch.randn(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+def _pictures(n, size, device):
+    return torch.randn(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
 def _training(net, x, precision):
     "A training step with AdamW, as a function"
     opt = torch.optim.AdamW(net.train().parameters(), fused=True)
     def step():
         with torch.inference_mode(False):
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision=='bfloat16'): loss = net(x).float().logsumexp(1).sum()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision=='bfloat16'):
+                loss = net(x).float().logsumexp(1).sum()
             loss.backward()
             opt.step()
             opt.zero_grad()
@@ -58,7 +62,8 @@ def _peak_here(name, n_classes, size, batch, train, device, precision, options):
     if not train: net = fuse_norms(net)
     _start_peak(device)                                   # copies that merging needed do not count
     x = _pictures(batch, size, device)
-    step = _training(net, x, precision) if train else torch.no_grad()(lambda: net(x))
+    if train: step = _training(net, x, precision)
+    else: step = torch.no_grad()(lambda: net(x))
     for _ in range(2): step()
     return _peak(device)-before
 
@@ -76,7 +81,8 @@ def peak_memory(
     "Memory that a network needs at most; `OSError` for a CPU without Linux's /proc"
     job = name,n_classes,size,batch,train,str(device),precision,options
     if torch.device(device).type=='cuda': return _peak_here(*job)
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(_peak_here, *job).result()
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        return pool.submit(_peak_here, *job).result()
 
 # %% ../nbs/04b_costs.ipynb #44ff38be
 def _nvml(device):
@@ -95,7 +101,8 @@ def _nvml(device):
 class Rapl:
     "Joules of all processor packages since it was made; `OSError` where there is no counter"
     def __init__(self, root='/sys/class/powercap'):
-        zones = [z for z in sorted(Path(root).glob('*-rapl:*')) if z.name.count(':')==1]
+        zones = [z for z in sorted(Path(root).glob('*-rapl:*'))
+                 if z.name.count(':')==1]
         self.zones = [z for z in zones if (z/'name').read_text().startswith('package')]      # another, psys, holds the packages again
         if not self.zones: raise OSError(f'no energy counter in {root}')
         self.span = [int((z/'max_energy_range_uj').read_text()) for z in self.zones]
@@ -139,24 +146,29 @@ def energy(
 # %% ../nbs/04b_costs.ipynb #50e2e07b
 def _counts(net, used, size):
     "Depth, parameters and arithmetic of a network, and parameters of what is deployed of it"
-    d,m = depth(net, (2,3,size,size)),multiply_adds(net, (1,3,size,size))
+    d = depth(net, (2,3,size,size))
+    m = multiply_adds(net, (1,3,size,size))
     return dict(depth=d.ops, depth_with_gates=d.ops_with_gates, nonlinear_depth=d.nonlinear, blocks=d.blocks,
         parameters=parameters(net), parameters_deployed=parameters(used), multiply_adds=m, flops=2*m)
 
 def _measures(used, size, device, batch):
     "A batch, by default the largest useful one, and the millijoules of a picture alone and in such a batch"
-    sizes = (1,4,16,64,256) if device.type=='cpu' else (1,4,16,64,256,1024,4096)
-    if batch is None: batch = int(throughput(used, size, sizes).query('useful').batch.iloc[0])
+    if device.type=='cpu': sizes = (1,4,16,64,256)
+    else: sizes = (1,4,16,64,256,1024,4096)
+    if batch is None:
+        batch = int(throughput(used, size, sizes).query('useful').batch.iloc[0])
     one,many = _pictures(1, size, device),_pictures(batch, size, device)
     alone,source = energy(lambda: used(one), device)
     together,_ = energy(lambda: used(many), device)
-    return dict(batch=batch, energy_mj=1e3*alone, batch_energy_mj=1e3*together/batch, energy_source=source)
+    return dict(batch=batch, energy_mj=1e3*alone,
+                batch_energy_mj=1e3*together/batch, energy_source=source)
 
 # %% ../nbs/04b_costs.ipynb #981bff5f
 def _predictions(nets, batches, size, device):
     "For each network a function that predicts a batch of its own size"
     def call(net, x): return lambda: net(x)
-    return {k:call(net, _pictures(int(batches[k]), size, device)) for k,net in nets.items()}
+    return {k:call(net, _pictures(int(batches[k]), size, device))
+            for k,net in nets.items()}
 
 def _times(nets, steps, batches, size, device, rounds):
     "Milliseconds with quartiles: `ms` of a picture alone, `batch_ms` and `train_ms`"

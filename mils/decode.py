@@ -24,7 +24,8 @@ def _on_white(im):
 def _gray16(im):
     "16 bits to 8"
     x = np.asarray(im).astype(np.int64)
-    if x.min()<0 or x.max()>65535: raise Unreadable(f'32-bit values from {x.min()} to {x.max()}; expected 8 or 16 bits')
+    if x.min()<0 or x.max()>65535:
+        raise Unreadable(f'32-bit values from {x.min()} to {x.max()}; expected 8 or 16 bits')
     return Image.fromarray(((x+128)//257).astype(np.uint8)).convert('RGB')
 
 def _to_rgb(im):
@@ -41,7 +42,8 @@ def square_rgb(
 )->np.ndarray: # `(size, size, 3)` uint8
     "The middle of a picture, its shorter side scaled to `size`"
     im = _to_rgb(im)
-    if im.size!=(size,size): im = ImageOps.fit(im, (size,size), Image.Resampling.BICUBIC)
+    if im.size!=(size,size):
+        im = ImageOps.fit(im, (size,size), Image.Resampling.BICUBIC)
     return np.asarray(im)
 
 # %% ../nbs/01d_decode.ipynb #7f3cafb7
@@ -51,20 +53,24 @@ def _upright(im):
     "Turned as its EXIF data say"
     try: orientation = im.getexif().get(0x0112)
     except Exception: return im
-    return im.transpose(Image.Transpose[_turns[orientation]]) if orientation in _turns else im
+    if orientation in _turns:
+        return im.transpose(Image.Transpose[_turns[orientation]])
+    return im
 
 # %% ../nbs/01d_decode.ipynb #016b4300
 def _reason(e, b):
     "Why an image cannot be opened, in a few words"
     if isinstance(e, UnidentifiedImageError): return f'not an image (begins with {b[:16]!r})'
     if isinstance(e, Image.DecompressionBombError): return f'too many pixels ({e}); store it smaller'
-    return f'truncated ({e})' if 'trunc' in str(e).lower() else f'damaged ({type(e).__name__}: {e})'
+    if 'trunc' in str(e).lower(): return f'truncated ({e})'
+    return f'damaged ({type(e).__name__}: {e})'
 
 def _check_pieces(im, n):
     "`Unreadable` for a TIFF whose pieces do not lie within its `n` bytes"
     starts,lengths = next(((im.tag_v2.get(s), im.tag_v2.get(k)) for s,k in ((273,279), (324,325)) if s in im.tag_v2), ((),()))
     plain = im.info.get('compression')=='raw' and 324 not in im.tag_v2
-    expected = im.height*(im.width*sum(im.tag_v2.get(258, (1,)))//8) if plain else 0
+    if plain: expected = im.height*(im.width*sum(im.tag_v2.get(258, (1,)))//8)
+    else: expected = 0
     if why := pieces_damage(starts or (), lengths or (), n, expected): raise Unreadable(why)
 
 # %% ../nbs/01d_decode.ipynb #c5324335
@@ -80,7 +86,8 @@ def _opened(b, size):
         if im.info.get('progressive'): raise
     im.info.update(original=im.size, stored=im.mode)
     if size and im.format in ('JPEG','MPO'): im.draft(None, (2*size,2*size))
-    if im.width*im.height>_most: raise Image.DecompressionBombError(f'{im.width} x {im.height}')
+    if im.width*im.height>_most:
+        raise Image.DecompressionBombError(f'{im.width} x {im.height}')
     return im
 
 # %% ../nbs/01d_decode.ipynb #8726fd81
@@ -114,5 +121,6 @@ def decode(
 # %% ../nbs/01d_decode.ipynb #21e26b55
 def threads()->int:
     "How many threads decode"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
+    if hasattr(os,'sched_getaffinity'): cores = len(os.sched_getaffinity(0))
+    else: cores = os.cpu_count() or 1
     return min(32, cores)

@@ -13,7 +13,7 @@ from .profile import fuse_norms
 from .batches import Batches
 from .runs import load_run
 from .sweeps import run_set
-from .tables import grow_table
+from .grown import grow_table
 from .converted import plain_runs
 import pandas as pd,torch
 from torch import nn
@@ -27,7 +27,9 @@ def deployed_gap(
     "How far is what is deployed from what was trained?"
     net,merged = net.eval(),fuse_norms(net)
     a,b = map(torch.cat, zip(*((net(x),merged(x)) for x,_ in batches)))
-    return dict(images=len(a), gap=(a-b).abs().max().item(), same=int((a.argmax(1)==b.argmax(1)).sum()))
+    return dict(images=len(a),
+                gap=(a-b).abs().max().item(),
+                same=int((a.argmax(1)==b.argmax(1)).sum()))
 
 # %% ../nbs/06j_deployed.ipynb #69365dde
 def deployed_runs(

@@ -21,8 +21,10 @@ def derived_channels(
     "Luminance, central differences, their magnitude and the Laplacian, in units of intensity"
     y = images.astype(np.float32)@np.array([.299,.587,.114], np.float32)
     p = np.pad(y, ((0,0),(1,1),(1,1)), 'reflect')
-    left,right = p[:,1:-1,:-2],p[:,1:-1,2:]
-    up,down = p[:,:-2,1:-1],p[:,2:,1:-1]
+    left = p[:,1:-1,:-2]
+    right = p[:,1:-1,2:]
+    up = p[:,:-2,1:-1]
+    down = p[:,2:,1:-1]
     h = abs(right-left)
     v = abs(down-up)
     laplacian = abs(left+right+up+down-4*y)

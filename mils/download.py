@@ -28,7 +28,9 @@ def _request(url, **headers): return urllib.request.Request(url, headers={'User-
 
 def _ask(url, st, timeout):
     "Open the rest of a file"
-    rest = {'Range':f'bytes={st.have}-', 'If-Range':st.tag.read_text()} if st.have and st.tag.exists() else {}
+    if st.have and st.tag.exists():
+        rest = {'Range':f'bytes={st.have}-', 'If-Range':st.tag.read_text()}
+    else: rest = {}
     return urllib.request.urlopen(_request(url, **rest), timeout=timeout)
 
 def _mark(headers):
@@ -48,7 +50,8 @@ def _receive(url, st, size, timeout, desc):
     with _ask(url, st, timeout) as r:
         start = st.have if r.status==206 else 0
         total = _total(r, start)
-        if size and total not in (None,size): raise ValueError(f'{url}: the server offers {total:,} bytes, expected {size:,}')
+        if size and total not in (None,size):
+            raise ValueError(f'{url}: the server offers {total:,} bytes, expected {size:,}')
         if total and shutil.disk_usage(st.part.parent).free<total-start: raise OSError(errno.ENOSPC, 'full')
         st.tag.unlink(missing_ok=True)
         with open(st.part, 'ab' if start else 'wb') as f:
@@ -64,7 +67,8 @@ _offline = urllib.error.URLError, http.client.HTTPException, ConnectionError, Ti
 
 def _no_network(url, path, st, e):
     why = getattr(e, 'reason', None) or e
-    if isinstance(e, urllib.error.HTTPError): why = f'the server answered {e.code} {e.reason}'
+    if isinstance(e, urllib.error.HTTPError):
+        why = f'the server answered {e.code} {e.reason}'
     have = f' {st.have:,} bytes are kept;' if st.have else ''
     return ConnectionError(f"cannot download {url}: {why}. Is there a network?{have} the same command continues. "
                            f"Or fetch the address by other means, save it as {path}, and run the same command")
@@ -94,7 +98,8 @@ def download(
 )->Path:
     "Fetch a file, going on from an interrupted attempt; `ConnectionError` without a network"
     path,left = Path(path),tries
-    st = _State(path.with_name(path.name+'.part'), path.with_name(path.name+'.part.tag'))
+    st = _State(path.with_name(path.name+'.part'),
+                path.with_name(path.name+'.part.tag'))
     with writing(path, size or 0):
         path.parent.mkdir(parents=True, exist_ok=True)
         before = st.have

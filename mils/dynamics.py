@@ -17,7 +17,8 @@ def _weight_layers(
     net:nn.Module,
 )->dict: # name -> weight, in order of definition
     "Weights of convolutions and linear layers"
-    return {k:m.weight for k,m in net.named_modules() if isinstance(m, (nn.Conv2d,nn.Linear)) and m.weight.requires_grad}
+    return {k:m.weight for k,m in net.named_modules()
+            if isinstance(m, (nn.Conv2d,nn.Linear)) and m.weight.requires_grad}
 
 class Gradients(Callback):
     "Euclidean norms of gradients and weights by layer, means over every so many steps of an epoch"
@@ -78,5 +79,6 @@ def dead_units(
         for *x,_ in batches:
             heard.restart()
             net(*x)
-    rows = [dict(units=len(h), dead=int((h-l<least).sum())) for l,h in zip(heard.low, heard.high)]
+    rows = [dict(units=len(h), dead=int((h-l<least).sum()))
+            for l,h in zip(heard.low, heard.high)]
     return pd.DataFrame(rows, columns=['units','dead']).rename_axis('activation').reset_index()

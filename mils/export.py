@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 # %% ../nbs/02h_export.ipynb #d7be25d3
-def _is_converted(net): return any(isinstance(o, ChannelAdaptive) for o in (net, getattr(net, 'net', None)))
+def _is_converted(net):
+    return any(isinstance(o, ChannelAdaptive) for o in (net, getattr(net, 'net', None)))
 
 def _masks(n):
     "All channels, each alone, and all but the first"
@@ -65,7 +66,8 @@ def _check(run, net, call, several):
     worst = 0.
     for inputs in several:
         dirty = inputs
-        if 'mask' in inputs: dirty = {**inputs, 'x':torch.where(inputs['mask'][:,:,None,None], inputs['x'], torch.nan)}
+        if 'mask' in inputs:
+            dirty = {**inputs, 'x':torch.where(inputs['mask'][:,:,None,None], inputs['x'], torch.nan)}
         want = tensors_of(net(*inputs.values(), **call))
         off,x = _difference(run(dirty), want),inputs['x']
         if off>_tolerance.get(x.dtype, 2e-3):

@@ -16,7 +16,8 @@ def verdict(
     goal:float=None,  # what is to be reached; without it the interval is one of a difference
 )->str: # yes, no, not shown; ahead, behind, level
     "What an interval says, in a word; `ValueError` where it is none"
-    if isnan(low) or isnan(high) or low>high: raise ValueError(f'{low} to {high} is no interval')
+    if isnan(low) or isnan(high) or low>high:
+        raise ValueError(f'{low} to {high} is no interval')
     if goal is None:
         if low>0: return 'ahead'
         if high<0: return 'behind'
@@ -102,6 +103,8 @@ class Table:
     def __init__(self, frame):
         self.frame = frame.reset_index() if frame.index.name else frame
     def _repr_markdown_(self):
-        rows = [self.frame.columns, ['---']*self.frame.shape[1], *self.frame.fillna('').astype(str).values]
+        rows = [self.frame.columns,
+                ['---']*self.frame.shape[1],
+                *self.frame.fillna('').astype(str).values]
         return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in rows)
     __repr__ = _repr_markdown_

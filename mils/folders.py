@@ -53,7 +53,8 @@ def _place(p, start, split=''):
     "Of a picture below a split, or without one"
     inside = p[start:-1]
     if not inside or inside==['images']: return Place(split, '', False)
-    return Place(split, unicodedata.normalize('NFC', inside[0]), inside[1:] not in ([],['images']))
+    return Place(split, unicodedata.normalize('NFC', inside[0]),
+                 inside[1:] not in ([],['images']))
 
 def _below_classes(paths, start):
     "Splits below the classes: whether every class has them"
@@ -73,7 +74,10 @@ def _places(paths):
     of = {s:[p for p in paths if len(p)>start+1 and splits.get(p[start])==s] for s in SPLITS}
     starts = dict(train=_beginning(of['train'], start+1))
     trained = {_place(p, starts['train']).folder for p in of['train']}
-    for s in ('val','test'): starts[s] = _beginning(of[s], start+1, lambda name: unicodedata.normalize('NFC', name) in trained)
+    for s in ('val','test'):
+        starts[s] = _beginning(of[s],
+                               start+1,
+                               lambda name: unicodedata.normalize('NFC', name) in trained)
     found = [splits.get(p[start]) if len(p)>start+1 else None for p in paths]
     return [_place(p, starts[s], s) if s else Place('', '', False) for p,s in zip(paths, found)],splits
 
@@ -89,7 +93,9 @@ def _class_names(src, folders):
     "Names for class folders: their own, or what `words.txt` says of WordNet ids, where that is unique"
     names = folders
     if 'words.txt' in src and all(re.fullmatch('n[0-9]{8}', o) for o in folders):
-        words = dict(l.split('\t')[:2] for _,l in text_lines(src.text('words.txt')) if '\t' in l)
+        words = dict(l.split('\t')[:2]
+                     for _,l in text_lines(src.text('words.txt'))
+                     if '\t' in l)
         names = [words.get(o, o).split(',')[0] for o in folders]
         if len(set(names))<len(folders): names = folders
     return ClassNames(names, {o:i for i,o in enumerate(folders)}, [])
@@ -98,18 +104,23 @@ def _class_names(src, folders):
 def _others(src, folders):
     "A note on files in class folders that are no pictures"
     tops = {o.split('/')[0] for o in folders}
-    names = [o for o in src.files if '/' in o and o.split('/')[0] in tops and not is_image(o) and not is_text(o)]
+    names = [o for o in src.files
+             if '/' in o and o.split('/')[0] in tops and not is_image(o) and not is_text(o)]
     if not names: return
     kinds = Counter(PurePosixPath(o).suffix.lower() or 'without an ending' for o in names)
     yield f'{len(names):,} files are no pictures and are left out: '+', '.join(f'{n:,} {k}' for k,n in kinds.most_common(4))
 
 def _notes(src, names, places, splits):
     "What a person should know"
-    if any(s!=o for o,s in splits.items()): yield 'splits: '+', '.join(f'{s} is {o}/' for o,s in splits.items())
-    out = Counter(n.rpartition('/')[0] for n,p in zip(names, places) if not p.folder)
+    if any(s!=o for o,s in splits.items()):
+        yield 'splits: '+', '.join(f'{s} is {o}/' for o,s in splits.items())
+    out = Counter(n.rpartition('/')[0]
+                  for n,p in zip(names, places)
+                  if not p.folder)
     for folder,n in sorted(out.items())[:5]:
         yield f'{n:,} images in {folder or "the folder itself"} lie in no class folder and are left out'
-    if len(out)>5: yield f'so are {sum(n for _,n in sorted(out.items())[5:]):,} more, in {len(out)-5:,} folders'
+    if len(out)>5:
+        yield f'so are {sum(n for _,n in sorted(out.items())[5:]):,} more, in {len(out)-5:,} folders'
     deeper = [n for n,p in zip(names, places) if p.deeper]
     if deeper: yield f'{len(deeper):,} images lie in folders below that of their class, such as {deeper[0]}'
     yield from _others(src, [n for n,p in zip(names, places) if p.folder])
@@ -123,7 +134,8 @@ def read_folders(
     labels = _annotated(src)
     names = [o for o in src.files if is_image(o)]
     places,splits = _places([o.split('/') for o in names])
-    places = [Place('test', labels[n], False) if n in labels else p for n,p in zip(names, places)]
+    places = [Place('test', labels[n], False) if n in labels else p
+              for n,p in zip(names, places)]
     rows = [Row(n, p.folder, p.split) for n,p in zip(names, places) if p.folder]
     return rows,_class_names(src, sorted({r.label for r in rows})),list(_notes(src, names, places, splits))
 

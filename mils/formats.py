@@ -24,11 +24,13 @@ def foreign_kind(
 def _png(b):
     at = 8
     while at+12<=len(b):
-        n,kind = int.from_bytes(b[at:at+4], 'big'),b[at+4:at+8]
+        n = int.from_bytes(b[at:at+4], 'big')
+        kind = b[at+4:at+8]
         end = at+12+n
         if end>len(b): break
         stored = int.from_bytes(b[end-4:end], 'big')
-        if zlib.crc32(b[at+4:end-4])!=stored: return f'damaged: the checksum of its part {kind.decode("latin1")!r} is wrong'
+        if zlib.crc32(b[at+4:end-4])!=stored:
+            return f'damaged: the checksum of its part {kind.decode("latin1")!r} is wrong'
         if kind==b'IEND': return ''
         at = end
     return f'truncated: its parts do not end within its {len(b):,} bytes'
@@ -56,12 +58,14 @@ def _gif(b):
     if at+11>len(b) or b[at]!=0x2c: return 'truncated: no picture behind the header'
     end = _pieces_end(b, at+11+_colours(b[at+9]))
     if end>len(b): return 'truncated: no end of image'
-    return '' if b[end:end+1] in (b'', b'!', b',', b';') else 'damaged: its picture is cut off'
+    if b[end:end+1] in (b'', b'!', b',', b';'): return ''
+    return 'damaged: its picture is cut off'
 
 # %% ../nbs/01ca_formats.ipynb #b75fb481
 def _webp(b):
     n = int.from_bytes(b[4:8], 'little')+8
-    return '' if len(b)>=n else f'truncated: {len(b):,} of {n:,} bytes'
+    if len(b)>=n: return ''
+    return f'truncated: {len(b):,} of {n:,} bytes'
 
 # %% ../nbs/01ca_formats.ipynb #506d7170
 def pieces_damage(

@@ -51,7 +51,8 @@ def evaluate(
     "A formula's range, given the ranges of its parts; `ValueError` for an unknown part"
     values = {}
     for name in _part.findall(formula):
-        if '*' in name: values[name] = np.array([known[k] for k in names_like(known, name)], object)
+        if '*' in name:
+            values[name] = np.array([known[k] for k in names_like(known, name)], object)
         else: values[name] = lookup(known, name, 'claim')
     code = _part.sub(lambda m: f'values[{m[0]!r}]', formula)
     return iv.mpf(eval(code, {**_functions, 'values':values}))
@@ -131,7 +132,8 @@ def check_derived(
         if fits:
             yield o.Index,'confirmed',fits
             continue
-        reason,slip = f'{" and ".join(others)}, not {o.value}',_swapped(o.value, ranges)
+        reason = f'{" and ".join(others)}, not {o.value}'
+        slip = _swapped(o.value, ranges)
         if slip: reason += f'; {slip}, with two digits swapped, would follow'
         yield o.Index,'inconsistent',reason
 
@@ -142,7 +144,8 @@ def show_findings(
 ): # an HTML table
     "What a check found, with its long sentences"
     from IPython.display import HTML
-    rows = [(claims.claim[i],claims.value[i],verdict,reason) for i,verdict,reason in found]
+    rows = [(claims.claim[i],claims.value[i],verdict,reason)
+            for i,verdict,reason in found]
     t = pd.DataFrame(rows, columns=['claim','stated','verdict','reason'])
     with pd.option_context('display.max_colwidth', None): return HTML(t.to_html(index=False))
 
@@ -156,4 +159,5 @@ def check_parts(
     for _,o in claims.loc[confirmed].iterrows():
         what = f'{o.quantity} of {o["row"]}, {o.value} {o.unit}'.rstrip()
         parts = claims.claim.isin(formula_parts(formulas[o.claim]))
-        for i in claims.index[parts]: yield i,'consistent',f'{what}, follows from it'
+        for i in claims.index[parts]:
+            yield i,'consistent',f'{what}, follows from it'

@@ -19,7 +19,8 @@ def completion(
     mask:torch.Tensor,  # `(batch, channels)` bool, true where a channel is present
 )->torch.Tensor: # `(batch, channels, channels)`; columns of absent channels are zero
     "Keep the present channels, fill in the absent ones by linear regression on the present (sweep operator, Goodnight, 1979)"
-    m,eye = mask.to(cov.dtype),torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+    m = mask.to(cov.dtype)
+    eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
     A = cov.expand(mask.shape[0], -1, -1)
     for k,e in enumerate(eye):
         col,row = A[:,:,k]-e,A[:,k,:]-e                     # with the -e, column k becomes that of the regression on k
@@ -58,7 +59,8 @@ class Covariance(Generator):
     "Absent channels by linear regression on the present, under a learned covariance that starts at the data's"
     def __init__(self, n, corr=None):
         super().__init__(n)
-        corr = torch.eye(n) if corr is None else torch.as_tensor(corr, dtype=torch.float64)
+        if corr is None: corr = torch.eye(n)
+        else: corr = torch.as_tensor(corr, dtype=torch.float64)
         factor = torch.linalg.cholesky(corr.double()+1e-4*torch.eye(n))
         self.factor = nn.Parameter(factor[tuple(torch.tril_indices(n,n))].float())
     def cholesky(self)->torch.Tensor: # `(n, n)` lower triangular
@@ -71,13 +73,15 @@ class Covariance(Generator):
         return L@L.T
     def forward(self, mask):
         if mask.is_meta: return completion(self.cov(), mask)                 # shapes alone: nothing is rounded
-        with torch.autocast(mask.device.type, enabled=False): return completion(self.cov(), mask)
+        with torch.autocast(mask.device.type, enabled=False):
+            return completion(self.cov(), mask)
 
 # %% ../nbs/02_generators.ipynb #d2ab3864
 @patch
 def extend(self:Covariance, weight, like):
     L,parts = self.cholesky().detach(),like.shares.abs()
-    deviation = torch.ones(()).to(L) if not parts.any() else parts.to(L)@L.norm(dim=1)/parts.sum()
+    if not parts.any(): deviation = torch.ones(()).to(L)
+    else: deviation = parts.to(L)@L.norm(dim=1)/parts.sum()
     mixture = torch.nn.functional.normalize(like.mix(L), dim=0)
     row = torch.cat([like.r*mixture, L.new_tensor([(1-like.r**2)**.5])])*deviation
     grow(self.factor, torch.cat([self.factor.detach(), row]))
@@ -86,5 +90,6 @@ def extend(self:Covariance, weight, like):
 # %% ../nbs/02_generators.ipynb #b145473e
 def _find_generators():
     import mils.kernels
-    for m in pkgutil.iter_modules(mils.kernels.__path__): importlib.import_module(f'mils.kernels.{m.name}')
+    for m in pkgutil.iter_modules(mils.kernels.__path__):
+        importlib.import_module(f'mils.kernels.{m.name}')
 _find_generators()

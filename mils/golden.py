@@ -39,7 +39,8 @@ def golden_configs()->dict: # name of the trace -> `Config`
     c = {}
     for m in list_models():
         c[f'model {m}'] = config(model=m, options=_cheap.get(m, {}))
-        for o in _more.get(m, []): c[network_name(f'model {m}', o)] = config(model=m, options={**_cheap.get(m, {}), **o})
+        for o in _more.get(m, []):
+            c[network_name(f'model {m}', o)] = config(model=m, options={**_cheap.get(m, {}), **o})
     for g in generators: c[f'generator {g}'] = config(**_dynamic, generator=g)
     for s in samplings: c[f'sampling {s}'] = config(dynamic=True, sampling=s)
     for r in recipes:   c[f'recipe {r}'] = config(recipe=r, overrides={})
@@ -127,7 +128,8 @@ def golden_trace(
         found = {f'loss_{i}':v for i,v in enumerate(traced.steps, 1)}
         found |= {f'predictions_{i}':v for i,v in enumerate(_ask(learn, cfg.dynamic, dtype), 1)}
         found['weights'] = sum(p.detach().double().square().sum() for p in learn.model.parameters()).sqrt().item()
-        if name==f'model {cfg.model}': found |= {f'untrained_{s}':_untrained(cfg.model, s) for s in (32,64)}
+        if name==f'model {cfg.model}':
+            found |= {f'untrained_{s}':_untrained(cfg.model, s) for s in (32,64)}
     return found
 
 # %% ../nbs/06m_golden.ipynb #aea716c4
@@ -153,7 +155,8 @@ def golden_distance(
     kept,  # those in the table
 )->pd.Series: # by the kind of number
     "Largest relative differences; infinite where a number is there only once"
-    found,kept = (pd.Series({k:v for k,v in dict(o).items() if k!='versions'}, dtype=float).dropna() for o in (found,kept))
+    found,kept = (pd.Series({k:v for k,v in dict(o).items() if k!='versions'}, dtype=float).dropna()
+                  for o in (found,kept))
     both = pd.concat([found, kept], axis=1, keys=['found','kept'])
     d = (both.found/both.kept-1).abs().fillna(np.inf)
     return d.groupby(d.index.str.split('_').str[0], sort=False).max()
@@ -178,7 +181,8 @@ def golden_suspects(
     "The fewest versions whose change explains which traces moved"
     depend,left,found = {},set(moved),[]
     for trace,cfg in golden_configs().items():
-        for v in declared(cfg): depend.setdefault(_called(v, cfg), set()).add(trace)
+        for v in declared(cfg):
+            depend.setdefault(_called(v, cfg), set()).add(trace)
     whole = [v for v,traces in depend.items() if traces<=set(moved)]
     while gain := [v for v in whole if depend[v]&left]:
         best = max(gain, key=lambda v: len(depend[v]&left))

@@ -131,12 +131,15 @@ def _size(shares, n, larger, runs, sure):
     found = f'{hits} of {m} different accuracies are multiples of 1/{n:,}'
     for i,k in larger.items():
         q = odds(chance_reachable(n, e, k))
-        if k==n: yield i,'consistent',f'{found}, where {m*chance:.1f} would be by chance (p = {p:.1g})'
-        elif q<sure: yield i,'inconsistent',f'{found}, which on {k:,} pictures would be a coincidence of p = {q:.1g}'
+        if k==n:
+            yield i,'consistent',f'{found}, where {m*chance:.1f} would be by chance (p = {p:.1g})'
+        elif q<sure:
+            yield i,'inconsistent',f'{found}, which on {k:,} pictures would be a coincidence of p = {q:.1g}'
     for i,r in runs.items():
         if r==1: continue
         q = odds(chance_reachable(n, e, r*n))
-        if q<.01: yield i,'consistent',f'{found}, so they are of single runs or of the middle or best of {r} (as means of {r}: p = {q:.1g})'
+        if q<.01:
+            yield i,'consistent',f'{found}, so they are of single runs or of the middle or best of {r} (as means of {r}: p = {q:.1g})'
 
 # %% ../nbs/08b_granularity.ipynb #be1d63c2
 def check_granularity(
@@ -147,7 +150,8 @@ def check_granularity(
     shares,runs,stated_n = picture_shares(claims),stated_runs(claims),stated_sizes(claims)
     for i,o in shares.iterrows():
         number = _decimal(o.text)
-        if not 0<=number<=o.scale: yield i,'inconsistent',f'{o.text} is no accuracy between 0 and {o.scale}'
+        if not 0<=number<=o.scale:
+            yield i,'inconsistent',f'{o.text} is no accuracy between 0 and {o.scale}'
     ns = sorted(set(stated_n.values()))
     for n in ns:
         larger = {i:k for i,k in stated_n.items() if k>=n}
@@ -161,7 +165,8 @@ def _fits_twice(texts, n, sure):
     "Whether many more accuracies are multiples of 1/2n than of 1/n, which chance would not give"
     others = [t for t in texts if not reachable(t, n)]
     hits = sum(bool(reachable(t, 2*n)) for t in others)
-    once,twice = (chance_reachable(k, max(map(_n_decimals, texts))) for k in (n,2*n))
+    once,twice = (chance_reachable(k, max(map(_n_decimals, texts)))
+                  for k in (n,2*n))
     if once>=1: return False
     return bool(binom.sf(hits-1, len(others), (twice-once)/(1-once))<sure)
 

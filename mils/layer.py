@@ -9,7 +9,7 @@ __all__ = ['DynamicConv2d']
 from contextvars import ContextVar
 from .core import channel_set,lookup,set_name
 from .generators import generators
-from .mixing import ChannelAttention,mix,mix_present,runs_now,SetAttention
+from .mixing import ChannelAttention,check_mask,mix,mix_present,runs_now,SetAttention
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -81,7 +81,8 @@ def kernel(self:DynamicConv2d,
     if self.generator.exact and len(rows)==len(self.channels):
         full = self.weight[:,-len(rows):]
         return full if rows==sorted(rows) else full[:,rows]
-    return torch.einsum('oihw,is->oshw', self.weight, self.set_matrix(rows).to(self.weight.dtype))
+    return torch.einsum('oihw,is->oshw', self.weight,
+                        self.set_matrix(rows).to(self.weight.dtype))
 
 # %% ../nbs/02b_layer.ipynb #75320814
 @patch
@@ -136,19 +137,6 @@ def _complete(self:DynamicConv2d, x, mask):
     P = P*self.attention(x, mask)[:,None,:]
     return mix(x, P.to(x.dtype))
 
-@patch
-def _check_mask(self:DynamicConv2d, x, mask):
-    n = len(self.channels)
-    if mask.dtype!=torch.bool or tuple(mask.shape)!=(x.shape[0],n):
-        raise ValueError(f'mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {(x.shape[0],n)}')
-    if x.shape[1]!=n: raise ValueError(f'x has {x.shape[1]} channels; with a mask it holds all {n} of {set_name(self.channels)}')
-    ok = mask.any(1)
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        torch._assert_async(ok.all(), 'a mask row has no channel; every sample needs one or more')
-    elif runs_now(mask) and not ok.all():
-        raise ValueError(f'mask row {int((~ok).nonzero()[0])} has no channel; every sample needs one or more')
-
-
 # %% ../nbs/02b_layer.ipynb #443bf531
 set_of_call = ContextVar('set_of_call', default=None)       # a dict: channels or mask, and whether the stem took it up
 
@@ -185,7 +173,7 @@ def forward(self:DynamicConv2d,
     if channels is None and mask is None: channels,mask = self._given(x.shape[0])
     if mask is None: return self._forward_set(x, self.channels if channels is None else channels)
     if channels is not None: raise ValueError('give channels or mask, not both')
-    self._check_mask(x, mask)
+    check_mask(x, mask, self.channels)
     x = self._complete(x, mask)
     if self.own is None: y = self._conv_forward(x, self.weight, self.bias)
     else: y = self._by_own(x)

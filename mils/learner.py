@@ -6,10 +6,9 @@
 __all__ = ['RecipeLearner', 'get_learner']
 
 # %% ../nbs/05f_learner.ipynb #357d8348
-import os,time
 from contextlib import ExitStack
 from functools import partial
-from .core import channel_set,progress,set_name
+from .core import channel_set,set_name
 from .imageset import having,ImageSet
 from .models import create_model
 from .optim import layer_groups,opts,PairedGroups,schedules
@@ -18,16 +17,14 @@ from .batches import Batches,stats_of
 from .sampling import ChannelSampling,samplings
 from .config import Config
 from .levers import levers_of
+from .epochs import Record,show_progress
 import torch
 from torch import nn
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastcore.imports import in_notebook,noop
-from fastai.learner import AvgSmoothLoss,DataLoaders,Learner
+from fastai.learner import DataLoaders,Learner
 from fastai.metrics import accuracy
-from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 
 # %% ../nbs/05f_learner.ipynb #5a08e116
@@ -37,7 +34,8 @@ class RecipeLearner(Learner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "Train by the schedule of the recipe; at a constant rate where `lr` says which, by another schedule where `cbs` has one"
         scheduled = any(isinstance(cb, ParamScheduler) for cb in L(cbs))
-        if lr is None and not scheduled: cbs = L(cbs)+ParamScheduler({'lr': self.schedule(self.lr)})
+        if lr is None and not scheduled:
+            cbs = L(cbs)+ParamScheduler({'lr': self.schedule(self.lr)})
         super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
     def one_batch(self, i, b):
         with ExitStack() as self.opened: super().one_batch(i, b)
@@ -46,7 +44,8 @@ class RecipeLearner(Learner):
 # %% ../nbs/05f_learner.ipynb #7abf845e
 @patch
 def lr_find(self:RecipeLearner, *args, **kwargs):
-    with torch.random.fork_rng(): return super(RecipeLearner, self).lr_find(*args, **kwargs)
+    with torch.random.fork_rng():
+        return super(RecipeLearner, self).lr_find(*args, **kwargs)
 
 @patch
 def to_fp16(self:RecipeLearner, **kwargs): return self.remove_cb(Autocast).add_cb(MixedPrecision(**kwargs))
@@ -54,86 +53,6 @@ def to_fp16(self:RecipeLearner, **kwargs): return self.remove_cb(Autocast).add_c
 def to_bf16(self:RecipeLearner): return self.to_fp32().add_cb(Autocast)
 @patch
 def to_fp32(self:RecipeLearner): return self.remove_cb(Autocast).remove_cb(MixedPrecision)
-
-# %% ../nbs/05f_learner.ipynb #b9563457
-class _DeviceLoss(AvgSmoothLoss):
-    "fastai's running average of the loss, for which no step waits"
-    def accumulate(self, learn):
-        loss = learn.loss.detach().mean()
-        self.count,self.val = self.count+1,torch.lerp(loss, self.val.to(loss), self.beta)
-
-class Record(Callback):
-    "Keep a row an epoch in `rows`, and seed everything random from the seed and the number of the epoch"
-    order,remove_on_fetch = 60,True
-    def __init__(self, seed:int=0, rows=None, write=None, views:int=1):
-        self.seed,self.rows,self.write,self.views = seed,list(rows or []),write,views
-        self.n_train,self.counting,self.row = 0,False,None
-    def after_create(self): self.recorder.smooth_loss = _DeviceLoss()
-    def before_epoch(self): self.n_train,self.row = 0,None       # stay so in an epoch that is skipped, because it was done before
-    def before_train(self):
-        epoch = len(self.rows)
-        torch.manual_seed(self.seed*100_003+epoch+70_000)
-        self.dls.train.epoch,self.dls.train.seconds,self.start = epoch,0.,time.perf_counter()
-        self.loss_sum = torch.zeros((), device=self.dls.device)
-    def after_batch(self):
-        if self.training: self._count_train(len(self.y))
-        elif self.counting: self._count_valid(len(self.y))
-    def _count_train(self, n): self.loss_sum,self.n_train = self.loss_sum+self.loss.detach()*n,self.n_train+n
-    def _count_valid(self, n):
-        hit = self.pred.topk(min(5,self.pred.shape[1]), 1).indices==self.y[:,None]
-        self.hits += torch.stack([hit[:,0].sum(), hit.sum()])
-        self.val_sum,self.n_val = self.val_sum+self.loss.detach()*n,self.n_val+n
-
-# %% ../nbs/05f_learner.ipynb #58b860b4
-@patch
-def before_validate(self:Record):
-    self.counting = self.n_train>0 and not hasattr(self.learn, 'lr_finder')
-    if not self.counting: return
-    self.train_loss = (self.loss_sum/self.n_train).item()    # waits for the device, so the time below is the whole epoch's
-    self.seconds = time.perf_counter()-self.start
-    self.hits,self.val_sum,self.n_val = torch.zeros(2, device=self.dls.device),torch.zeros((), device=self.dls.device),0
-
-@patch
-def after_validate(self:Record):
-    if not self.counting: return
-    self.counting = False
-    top1,top5 = (self.hits/self.n_val).tolist()
-    val_loss,n,share = (self.val_sum/self.n_val).item(),self.n_train/self.views,self.dls.train.seconds/self.seconds
-    self.row = dict(epoch=len(self.rows)+1, train_loss=self.train_loss, val_loss=val_loss, val_top1=top1, val_top5=top5,
-        lr=self.opt.hypers[0]['lr'], seconds=self.seconds, images_per_s=n/self.seconds, input_share=share)
-
-@patch
-def after_epoch(self:Record):
-    if self.row is None: return
-    self.rows.append(self.row)
-    self.row = None
-    if self.write: self.write(self.learn, self.rows)
-
-@patch
-def after_fit(self:Record):
-    if losses := self.recorder.losses: self.recorder.losses = list(torch.stack(losses).cpu())
-
-# %% ../nbs/05f_learner.ipynb #7cf5d48b
-class Bar(Callback):
-    "One progress bar for the whole run"
-    order,_stateattrs,pbar = 70,('pbar',),None
-    def __init__(self, desc=''): self.desc = desc
-    def before_fit(self):
-        if self.create_mbar: self.pbar = progress(None, self.desc, total=self.n_epoch*len(self.dls.train))
-    def after_batch(self):
-        if self.training and self.pbar: self.pbar.n = self.epoch*self.n_iter+self.iter+1; self.pbar.update(0)
-    def after_epoch(self):
-        if self.pbar and self.record.rows: self.pbar.set_postfix(refresh=False, val=f"{self.record.rows[-1]['val_top1']:.3f}")
-    def after_fit(self):
-        if self.pbar: self.pbar.close(); self.pbar = None
-
-def _show_progress(learn, desc):
-    "fastai's table and bar in Jupyter, one bar on a terminal"
-    quiet = os.environ.get('TQDM_DISABLE')
-    if in_notebook() and not quiet: return
-    learn.remove_cb(ProgressCallback)
-    learn.logger = noop
-    if not quiet: learn.add_cb(Bar(desc))
 
 # %% ../nbs/05f_learner.ipynb #f1ef32c6
 class CrossEntropy(nn.CrossEntropyLoss):
@@ -144,14 +63,16 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
 def _optimizer(groups, lr, name, wd):
     "fastai's optimiser around torch's, over `layer_groups`"
-    decays = [dict(params=g) if i%2==0 else dict(params=g, weight_decay=0.) for i,g in enumerate(groups)]
+    decays = [dict(params=g) if i%2==0 else dict(params=g, weight_decay=0.)
+              for i,g in enumerate(groups)]
     return PairedGroups(decays, opt=lambda groups,lr: opts[name](groups, lr, wd), convert_groups=False, lr=lr)
 
 # %% ../nbs/05f_learner.ipynb #83871478
 def _check_channels(channels, ds, stats):
     "`ValueError` for channels that a network cannot be trained on"
     known = channel_set(channels, ds.channels)
-    flat = [c for c,deviation in zip(ds.channels, stats.std) if c in known and not deviation>0]
+    flat = [c for c,deviation in zip(ds.channels, stats.std)
+            if c in known and not deviation>0]
     if flat: raise ValueError(f'channel {flat[0]} is the same everywhere in the training images')
 
 def _pictures_for(cfg, ds):
@@ -166,7 +87,9 @@ def _callbacks(cfg, rows, write, teacher):
     if cfg.precision=='bfloat16': cbs.append(Autocast())
     if cfg.sampling!='none':
         held_out = [[c in o for c in cfg.names] for o in cfg.held_out]
-        cbs.append(ChannelSampling(samplings[cfg.sampling], cfg.seed, held_out, cfg.shares, cfg.views, cfg.distill, cfg.names))
+        cbs.append(ChannelSampling(samplings[cfg.sampling],
+                                   cfg.seed, held_out, cfg.shares, cfg.views,
+                                   cfg.distill, cfg.names))
     return cbs+levers_of(cfg, teacher)
 
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
@@ -196,12 +119,14 @@ def get_learner(
         cfg.generator, cfg.attention, **{'size':ds.size, **cfg.options})
     net = net.to(device, memory_format=torch.channels_last)
     batches = partial(Batches, ds, stats=stats, channels=cfg.names, shift=s['shift'], flip=s['flip'], seed=cfg.seed, device=device)
-    dls = DataLoaders(batches('train', bs=s['bs'], train=True), batches('val', bs=2*s['bs']), device=device)
+    dls = DataLoaders(batches('train', bs=s['bs'], train=True),
+                      batches('val', bs=2*s['bs']), device=device)
     if compile: net.compile()
-    loss,opt = CrossEntropy(label_smoothing=s['smoothing']),partial(_optimizer, name=s['opt'], wd=s['wd'])
+    loss = CrossEntropy(label_smoothing=s['smoothing'])
+    opt = partial(_optimizer, name=s['opt'], wd=s['wd'])
     learn = RecipeLearner(dls, net, loss, opt, s['lr'], layer_groups,
         cbs=[*_callbacks(cfg, rows, write, teacher), *L(cbs)], metrics=metrics, **kwargs)
     learn.cfg,learn.stats,learn.schedule = cfg,stats_of(stats, cfg.names, ds.channels),schedules[s['schedule']]
     if cfg.sampling!='none': dls.train.sets = learn.channel_sampling.some_sets
-    _show_progress(learn, f'{cfg.model} s{cfg.seed}')
+    show_progress(learn, f'{cfg.model} s{cfg.seed}')
     return learn

@@ -80,7 +80,8 @@ class Taught(Callback):
     def after_loss(self):
         if not self.training: return
         with torch.no_grad(): wanted = self.teacher(self.xb[0])
-        said,wanted = ((o/self.temperature).log_softmax(1) for o in (self.pred, wanted.to(self.pred.dtype)))
+        said,wanted = ((o/self.temperature).log_softmax(1)
+                       for o in (self.pred, wanted.to(self.pred.dtype)))
         distance = F.kl_div(said, wanted, log_target=True, reduction='batchmean')*self.temperature**2
         self.learn.loss_grad = (1-self.share)*self.loss_grad+self.share*distance
 

@@ -40,12 +40,14 @@ def list_names(
 )->dict: # split -> its list
     "Which file lists which split; `ValueError` where a split has two"
     named = [o for o in src.files if '/' not in o and list_split(o)]
-    texts = {list_split(o) for o in named if o.endswith('.txt') and _is_list(src, o)}
+    texts = {list_split(o) for o in named
+             if o.endswith('.txt') and _is_list(src, o)}
     found = {}
     for o in named:
         split = list_split(o)
         if not _is_list(src, o) or split in texts and not o.endswith('.txt'): continue    # a table beside a list is not used
-        if split in found: raise ValueError(f'{src.path} has both {found[split]} and {o}; keep one of them')
+        if split in found:
+            raise ValueError(f'{src.path} has both {found[split]} and {o}; keep one of them')
         found[split] = o
     return {s:found[s] for s in SPLITS if s in found}
 
@@ -53,23 +55,28 @@ def list_names(
 def _folders(src, lines):
     "The class folder of each line, empty where there is none"
     paths = [src.below(o.path).removeprefix('images/').split('/')[:-1] for o in lines]
-    if all(p and list_split(f'{p[0]}.txt') for p in paths): paths = [p[1:] for p in paths]     # train/cat/1.jpg
+    if all(p and list_split(f'{p[0]}.txt') for p in paths):
+        paths = [p[1:] for p in paths]     # train/cat/1.jpg
     skip = 0
     while any(paths) and all(len(p)>skip+1 for p in paths if p) and len({p[skip] for p in paths if p})==1: skip += 1
     folders = [p[skip] if len(p)>skip else '' for p in paths]
-    return folders if len(set(folders)-{''})>1 else ['']*len(paths)
+    if len(set(folders)-{''})>1: return folders
+    return ['']*len(paths)
 
 def _with_labels(src, lists):
     "Lists with folders in the place of labels, where the training list has none; whether it has; and a note"
     labelled = any(o.label for o in lists.get('train', ()))
     if not labelled:
         folders = iter(_folders(src, [o for lines in lists.values() for o in lines]))
-        lists = {s:[o._replace(label=o.label or f or None) for o,f in zip(lines, folders)] for s,lines in lists.items()}
+        lists = {s:[o._replace(label=o.label or f or None)
+                    for o,f in zip(lines, folders)]
+                 for s,lines in lists.items()}
     test = lists.get('test', [])
     if not test or any(o.label for o in test): return lists,labelled,[]
     trained = {o.label for o in lists.get('train', ())}
     folders = _folders(src, test)
-    if set(folders)<=trained: return {**lists, 'test':[o._replace(label=f) for o,f in zip(test, folders)]},labelled,[]
+    if set(folders)<=trained:
+        return {**lists, 'test':[o._replace(label=f) for o,f in zip(test, folders)]},labelled,[]
     note = f'the {len(test):,} images of the test list have no labels and are left out; predict them after training'
     return {**lists, 'test':[]},labelled,[note]
 
@@ -84,7 +91,8 @@ def read_lists(
     rows,errors = [],[]
     for split,lines in lists.items():
         for o in lines:
-            if o.label is None: errors.append((names[split], o.number, f'{o.text!r} has no label; expected `path label`'))
+            if o.label is None:
+                errors.append((names[split], o.number, f'{o.text!r} has no label; expected `path label`'))
             else: rows.append(Row(o.path, o.label, split, names[split], o.number))
     return rows,errors,notes,labelled
 

@@ -24,7 +24,8 @@ def live_net(
     epochs:int=15,
 )->ChannelAdaptive: # in evaluation mode
     "A network small enough to be sent around, trained on all channel sets of `ds`"
-    cfg = Config('strict3', dict(width=.1), dynamic=True, sampling='sample', epochs=epochs, overrides=dict(lr=5e-3))
+    cfg = Config('strict3', dict(width=.1), dynamic=True,
+                 sampling='sample', epochs=epochs, overrides=dict(lr=5e-3))
     learn = get_learner(cfg, ds, 'cpu')
     learn.fit(epochs)
     return learn.model.eval()
@@ -63,7 +64,8 @@ def write_live(
     test = ds.splits['test']
     about = dict(size=ds.size, classes=list(ds.classes), mean=stats.mean.tolist(), std=stats.std.tolist(),
                  accuracy=accuracy.round(4).to_dict(), n_test=len(test), parameters=sum(p.numel() for p in net.parameters()),
-                 pictures=[dict(png=_png(ds.images[i]), label=int(ds.labels[i])) for i in test[:n]])
+                 pictures=[dict(png=_png(ds.images[i]), label=int(ds.labels[i]))
+                           for i in test[:n]])
     write_atomic(out/'live.json', json.dumps(about))
     return out
 

@@ -9,8 +9,9 @@ __all__ = []
 import base64,io
 from dataclasses import replace
 import numpy as np
-from .planes import Planes
-from .ranges import by_name,Ranges,to_pixels
+from .tiff import Planes
+from .ranges import Ranges
+from .scaling import by_name,to_pixels
 from .imageset import ChannelStats,partial_sums
 
 # %% ../nbs/01ea_look.ipynb #1515fd9f
@@ -47,7 +48,8 @@ def joined(
     all = Tally(tallies[0].ranges, tallies[0].side)
     for t in tallies:
         all.low,all.high = np.minimum(all.low, t.low),np.maximum(all.high, t.high)
-        for k in ('there','values','outside','pictures','parts'): setattr(all, k, getattr(all, k)+getattr(t, k))
+        for k in ('there','values','outside','pictures','parts'):
+            setattr(all, k, getattr(all, k)+getattr(t, k))
     return all
 
 # %% ../nbs/01ea_look.ipynb #7a1f8619
@@ -60,7 +62,8 @@ def stats_warnings(names, stats, twin=.999):
     "Channels that say nothing, and channels that say the same"
     for c in [c for c,s in zip(names, stats.std) if not s>0]: yield f'channel {c} is the same everywhere; leave it out'
     for i,j in zip(*np.triu_indices(len(names), 1)):
-        if abs(correlations(stats)[i,j])>twin: yield f'channels {names[i]} and {names[j]} are the same picture; one of them is enough'
+        if abs(correlations(stats)[i,j])>twin:
+            yield f'channels {names[i]} and {names[j]} are the same picture; one of them is enough'
 
 # %% ../nbs/01ea_look.ipynb #b9ea2ade
 _tops = dict(uint8=255, uint16=65535)
@@ -68,14 +71,18 @@ _tops = dict(uint8=255, uint16=65535)
 def _range_warnings(t, i):
     "What does not fit in the range of a channel"
     r = t.ranges
-    name,type,low,high,seen = r.names[i],r.types[i],r.low[i],r.high[i],f'values from {t.low[i]:g} to {t.high[i]:g}'
+    name,type = r.names[i],r.types[i]
+    low,high = r.low[i],r.high[i]
+    seen = f'values from {t.low[i]:g} to {t.high[i]:g}'
     if type in _tops and t.low[i]>=0 and 0<t.high[i]<=1:
         yield f'channel {name} has {seen} in {type} files: if they were 0 to 1 before, everything between is lost; write floating point'
-    elif type=='uint16' and t.low[i]<t.high[i]<=255: yield f'channel {name} has {seen}: 8 bits in a file of 16'
+    elif type=='uint16' and t.low[i]<t.high[i]<=255:
+        yield f'channel {name} has {seen}: 8 bits in a file of 16'
     if t.high[i]-t.low[i]<(high-low)/8 and t.high[i]>t.low[i]:
         yield f'channel {name} has {seen}, and a range from {low:g} to {high:g}: it is nearly one colour; give --range "{name}=percentiles"'
     share = t.outside[i]/max(1, t.values[i])
-    if share>.02: yield f'{share:.1%} of the values of channel {name} lie outside its range, {low:g} to {high:g}'
+    if share>.02:
+        yield f'{share:.1%} of the values of channel {name} lie outside its range, {low:g} to {high:g}'
 
 # %% ../nbs/01ea_look.ipynb #f786e1b3
 def channel_warnings(
@@ -83,8 +90,10 @@ def channel_warnings(
 )->list: # of text
     "What a person should know of the channels"
     there = [i for i in range(len(t.ranges)) if t.there[i]]
-    told = [f'no picture has channel {c}' for i,c in enumerate(t.ranges.names) if i not in there]
-    return [*told, *stats_warnings(t.ranges.names, t.stats), *(w for i in there for w in _range_warnings(t, i))]
+    told = [f'no picture has channel {c}' for i,c in enumerate(t.ranges.names)
+            if i not in there]
+    return [*told, *stats_warnings(t.ranges.names, t.stats),
+            *(w for i in there for w in _range_warnings(t, i))]
 
 # %% ../nbs/01ea_look.ipynb #351b83dc
 def channel_lines(
@@ -96,11 +105,14 @@ def channel_lines(
     w = max(8, *map(len, r.names))
     yield f'{"channel":{w}}  {"files":8}{"values":>18}{"range":>18}{"mean":>9}{"deviation":>11}{"pictures":>10}'
     for i,c in enumerate(r.names):
-        values,span = (f'{a:g} to {b:g}' for a,b in ((t.low[i],t.high[i]), (r.low[i],r.high[i])))
+        values,span = (f'{a:g} to {b:g}'
+                       for a,b in ((t.low[i],t.high[i]), (r.low[i],r.high[i])))
         yield f'{c:{w}}  {r.types[i]:8}{values:>18}{span:>18}{st.mean[i]:9.4f}{st.std[i]:11.4f}{t.there[i]:10,}'
     corr = correlations(st)
-    pairs = sorted(zip(*np.triu_indices(len(r), 1)), key=lambda p: -abs(corr[p]))
-    told = ', '.join(f'{r.names[i]} and {r.names[j]} {corr[i,j]:.2f}' for i,j in pairs[:most])
+    pairs = sorted(zip(*np.triu_indices(len(r), 1)),
+                   key=lambda p: -abs(corr[p]))
+    told = ', '.join(f'{r.names[i]} and {r.names[j]} {corr[i,j]:.2f}'
+                     for i,j in pairs[:most])
     if pairs: yield f'correlations: {told}'+(f', and {len(pairs)-most:,} weaker ones' if len(pairs)>most else '')
 
 # %% ../nbs/01ea_look.ipynb #2bb1c9e3
@@ -117,7 +129,8 @@ def correlation_png(
     ax.set_xticks(range(n), names, rotation=90)
     ax.set_yticks(range(n), names)
     if n<=6:
-        for i,j in np.ndindex(n, n): ax.text(j, i, f'{corr[i,j]:.2f}', ha='center', va='center', fontsize=8)
+        for i,j in np.ndindex(n, n):
+            ax.text(j, i, f'{corr[i,j]:.2f}', ha='center', va='center', fontsize=8)
     f.colorbar(im)
     f.tight_layout()
     out = io.BytesIO()

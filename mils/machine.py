@@ -65,10 +65,12 @@ class SmallMaps(TorchFunctionMode):
         self.most = most
     def fits(self, x, w, bias=None, stride=(1,1), padding=(0,0), dilation=(1,1), groups=1):
         if groups!=1 or tuple(dilation)!=(1,1) or not isinstance(padding, tuple): return False
-        sides = [(n+2*p-k)//s+1 for n,p,k,s in zip(x.shape[2:], padding, w.shape[2:], stride)]
+        sides = [(n+2*p-k)//s+1
+                 for n,p,k,s in zip(x.shape[2:], padding, w.shape[2:], stride)]
         return math.prod(sides)<=self.most
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.conv2d and not kwargs and len(args)==7 and self.fits(*args): return _ConvByMatrix.apply(*args[:5])
+        if func is torch.conv2d and not kwargs and len(args)==7 and self.fits(*args):
+            return _ConvByMatrix.apply(*args[:5])
         return func(*args, **(kwargs or {}))
 
 # %% ../nbs/05a_machine.ipynb #739df663

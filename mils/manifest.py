@@ -34,7 +34,8 @@ class Manifest:
 
     def __len__(self): return len(self.rows)
     def __repr__(self):
-        n = ', '.join(f'{s} {int((self.split==i).sum()):,}' for i,s in enumerate(SPLITS))
+        n = ', '.join(f'{s} {int((self.split==i).sum()):,}'
+                      for i,s in enumerate(SPLITS))
         return f'Manifest({self.source.path}: {n}; {len(self.classes)} classes)'
 
     @property
@@ -51,7 +52,8 @@ def _read_labels(rows, cls):
     for r in rows:
         if r.label not in meaning: meaning[r.label] = cls.index(r.label)
         labels.append(meaning[r.label])
-        if labels[-1] is None: errors.append((r.list, r.line, partial(cls.why, r.label)))
+        if labels[-1] is None:
+            errors.append((r.list, r.line, partial(cls.why, r.label)))
     return labels,errors
 
 # %% ../nbs/01c_manifest.ipynb #c2cb5a94
@@ -62,7 +64,8 @@ def _repeats(rows, keys):
         before = first.setdefault(k, r)
         if before is r: continue
         what = 'the same image twice' if before.split==r.split else 'the same image in two splits'
-        errors.append((r.list, r.line, f'{r.path!r} is already in {before.where}: {what}; expected once'))
+        errors.append((r.list, r.line,
+                       f'{r.path!r} is already in {before.where}: {what}; expected once'))
     return errors
 
 # %% ../nbs/01c_manifest.ipynb #a26cf840
@@ -74,13 +77,15 @@ def _untrained(cls, rows, labels, keep):
     used = sorted(trained)
     for y in keep:
         if y in trained: continue
-        name = '' if cls.names[y]==str(y) else f' ({cls.names[y]})'
+        if cls.names[y]==str(y): name = ''
+        else: name = f' ({cls.names[y]})'
         message = f'class {y}{name} has no training image; expected one or more'
         if cls.lines: yield 'classes.txt', cls.lines[y], message
         elif y in first: yield first[y].list, first[y].line, message
         else:
             larger = bisect(used, y)
-            r = first[used[larger]] if larger<len(used) else rows[0]
+            if larger<len(used): r = first[used[larger]]
+            else: r = rows[0]
             yield r.list, r.line, f'label {r.label} is used, but {message}'
 
 # %% ../nbs/01c_manifest.ipynb #ce15247c
@@ -137,11 +142,14 @@ def read_manifest(
     channels=None,  # names of channels, where there is one file a channel, see `group_bands`
 )->Manifest:
     "The checked list of images of a data set; `ValueError` with file and line for every mistake in it"
-    if min(val, test)<0 or val+test>=1: raise ValueError(f'val={val}, test={test}; expected shares of the images, together below 1')
+    if min(val, test)<0 or val+test>=1:
+        raise ValueError(f'val={val}, test={test}; expected shares of the images, together below 1')
     src = group_bands(Source(path), channels)
-    m = _from_lists(src, classes) if list_names(src) else _from_folders(src, classes)
+    if list_names(src): m = _from_lists(src, classes)
+    else: m = _from_folders(src, classes)
     _demand_whole(m)
-    if isinstance(src, BandSource): m.notes.append(f'one file a channel, {", ".join(src.channels)}, by the {src.how}')
+    if isinstance(src, BandSource):
+        m.notes.append(f'one file a channel, {", ".join(src.channels)}, by the {src.how}')
     _draw_splits(m, seed, val, test)
     return m
 
@@ -151,7 +159,8 @@ def _from_lists(src, classes):
     train = [r.label for r in rows if r.split=='train']
     if not train: complain(errors or [('train.txt', 0, 'no training image; expected one `path label` a line')], src.path)
     cls = class_names(src, train, [r.label for r in rows], not labelled)
-    return _manifest(src, rows, cls, classes, errors, [*notes, *_unused_lists(src)])
+    return _manifest(src, rows, cls, classes, errors,
+                     [*notes, *_unused_lists(src)])
 
 def _from_folders(src, classes):
     rows,cls,notes = read_folders(src)
@@ -165,7 +174,8 @@ def _from_folders(src, classes):
 def _unused_lists(src, most=1000):
     "Notes on files that read like lists and are none by their names"
     used = set(list_names(src).values())
-    texts = [o for o in src.files if o.lower().endswith(list_endings) and o not in used]
+    texts = [o for o in src.files
+             if o.lower().endswith(list_endings) and o not in used]
     for o in [o for o in texts if '/' not in o or list_split(o.split('/')[-1])][:most]:
         try: lines = list_lines(src.text(o), not o.endswith('.txt'))[:20]
         except ValueError: continue
@@ -176,6 +186,7 @@ def _demand_whole(m):
     "`ValueError` where a damaged zip may have held some of the pictures; otherwise a note"
     src = m.source
     listed = bool(m.rows[0].list)
-    lacks = None in m.names if listed else any(src.files[o].zip>=0 for o in m.names)
+    if listed: lacks = None in m.names
+    else: lacks = any(src.files[o].zip>=0 for o in m.names)
     if src.damaged and lacks: raise ValueError('\n'.join(src.damaged))
     m.notes += [*src.notes, *(f'left out: {o}' for o in src.damaged)]

@@ -87,7 +87,9 @@ def mark_faults(
     found = [f'a line begins with a mark: {m[0].strip()}' for m in _begins.finditer(text)]
     rest = _mark.sub('', text)
     found += [f'a mark without its other half: {m[0]}' for m in re.finditer(r'<!--=[^>]*>?|<!--/-->', rest)]
-    found += [f'a mark in a mark: {m[1]}' for m in _mark.finditer(text) if '<!--' in m[2]]
+    found += [f'a mark in a mark: {m[1]}'
+              for m in _mark.finditer(text)
+              if '<!--' in m[2]]
     return found
 
 # %% ../nbs/09z_marks.ipynb #593aa5e8
@@ -127,7 +129,8 @@ def change_texts(
     try: after = [change(t) for t in before]
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
     if before==after: return []
-    nb['cells'] = [_with_text(c, t) if t!=b else c for c,b,t in zip(nb['cells'], before, after)]
+    nb['cells'] = [_with_text(c, t) if t!=b else c
+                   for c,b,t in zip(nb['cells'], before, after)]
     Path(path).write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)+'\n', encoding='utf-8')
     return [(b,a) for b,a in zip(before, after) if a!=b]
 
@@ -136,4 +139,5 @@ def pages_below(
     nbs,  # the folder of notebooks
 )->list: # paths
     "Every page that may have marks"
-    return [p for p in sorted(Path(nbs).rglob('*.ipynb')) if not p.name[0].isdigit() and '.ipynb_checkpoints' not in p.parts]
+    return [p for p in sorted(Path(nbs).rglob('*.ipynb'))
+            if not p.name[0].isdigit() and '.ipynb_checkpoints' not in p.parts]

@@ -26,7 +26,8 @@ def authors_year(
     entry,  # an entry of a parsed bibliography
 )->tuple: # `("He et al.", "2016")`
     "The two parts of a citation in the text"
-    names = [' '.join(map(str, p.rich_last_names)) for p in entry.persons.get('author', [])]
+    names = [' '.join(map(str, p.rich_last_names))
+             for p in entry.persons.get('author', [])]
     if len(names)>2: who = names[0]+' et al.'
     else: who = ' and '.join(names) or entry.fields.get('title', entry.key)
     return who, entry.fields.get('year', 'n.d.')
@@ -34,13 +35,16 @@ def authors_year(
 # %% ../nbs/10b_markup.ipynb #f159b654
 def _link_to(page, bib, key, bare):
     "Link for a label or a citation key; `None` for a word that only looks like one"
-    if key in page.labels: return f'<a class="xref" href="#{key}">{page.labels[key].replace(" ","&nbsp;")}</a>'
+    if key in page.labels:
+        return f'<a class="xref" href="#{key}">{page.labels[key].replace(" ","&nbsp;")}</a>'
     if key in bib:
         page.cited.append(key)
         who,year = map(html.escape, authors_year(bib[key]))
-        cited = f"{who} ({year})" if bare else f"{who} {year}"
+        if bare: cited = f"{who} ({year})"
+        else: cited = f"{who} {year}"
         return f'<a class="cite" href="#ref-{key}">{cited}</a>'
-    if not bare or key.split('-')[0] in ('fig','tbl','eq','sec'): page.unknown.append(key)
+    if not bare or key.split('-')[0] in ('fig','tbl','eq','sec'):
+        page.unknown.append(key)
 
 _key = r'@([\w][\w:-]*)'
 _refs = re.compile(rf'\[([^\[\]]*{_key}[^\[\]]*)\]|(?<![\w@/.`]){_key}')
@@ -90,7 +94,8 @@ def _href(page, outs, href):
     own = path.removeprefix(f'{cfg.doc_host}{cfg.doc_baseurl}/')
     if own==path:
         if '://' in path or not path.endswith('.ipynb'): return href
-        near,from_report = (os.path.normpath(Path(at)/path).replace(os.sep,'/') for at in (Path(page.src).parent,'report'))
+        near,from_report = (os.path.normpath(Path(at)/path).replace(os.sep,'/')
+                            for at in (Path(page.src).parent,'report'))
         src = near if near in outs else from_report
         if src not in outs: page.unknown.append(href)
         own = outs.get(src, path)
@@ -101,13 +106,19 @@ def _resolve(page, bib, outs, tokens):
     "Links and references in parsed text; headings are added to `page.headings`"
     for i,t in enumerate(tokens):
         if t.type=='heading_open' and t.attrs.get('id') and t.level==0:
-            page.headings.append((int(t.tag[1]), t.attrs['id'], tokens[i+1].content.replace('`','')))
+            page.headings.append((int(t.tag[1]),
+                                  t.attrs['id'],
+                                  tokens[i+1].content.replace('`','')))
         if t.type!='inline': continue
         for c in t.children:
-            if c.type=='link_open': c.attrs['href'] = _href(page, outs, c.attrs['href'])
-        t.children = [_referring(page, bib, c) if c.type=='text' and '@' in c.content else c for c in t.children]
+            if c.type=='link_open':
+                c.attrs['href'] = _href(page, outs, c.attrs['href'])
+        t.children = [_referring(page, bib, c) if c.type=='text' and '@' in c.content else c
+                      for c in t.children]
 
-def _referring(page, bib, c): return Token('html_inline', '', 0, content=resolve_refs(page, bib, c.content))
+def _referring(page, bib, c):
+    return Token('html_inline', '', 0,
+                 content=resolve_refs(page, bib, c.content))
 
 def markdown(
     page:Page,  # the page the text is on

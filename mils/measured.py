@@ -17,7 +17,8 @@ from .pairs import paired
 def _runs_of(o, runs):
     "Runs of each network that a row names, by seed, the seeds that all have"
     runs = runs[runs.epochs==int(o.epochs)]
-    by_seed = [runs[runs.network==n.strip()].set_index('seed').run for n in o.network.split(';')]
+    by_seed = [runs[runs.network==n.strip()].set_index('seed').run
+               for n in o.network.split(';')]
     seeds = sorted(set.intersection(*(set(r.index) for r in by_seed)))
     return [list(r.loc[seeds]) for r in by_seed]
 
@@ -41,7 +42,8 @@ def _value(measure, channels, runs, predictions):
 def _conditions(measure, runs, table):
     "Which networks, classes, pixels, epochs, seeds and pictures"
     names = [table.network[r[0]] for r in runs]
-    n,first = len(runs[0]),table.loc[runs[0][0]]
+    n = len(runs[0])
+    first = table.loc[runs[0][0]]
     if measure=='delta': who = ' less '.join(names)
     elif len(names)==1: who = names[0]
     else: who = f'{len(names)} networks'
@@ -55,7 +57,8 @@ def our_figures(
     "Our figures beside reported ones, wherever the runs are recorded: mean over seeds, 95 % interval over pictures and seeds"
     if folder is None: folder = results_dir()/'reported'
     plan = pd.read_csv(Path(folder)/'measured.csv', dtype=str, keep_default_na=False)
-    recorded = {k:read_results(k) for k in plan.results.unique() if (results_dir()/k/'runs.csv').exists()}
+    recorded = {k:read_results(k) for k in plan.results.unique()
+                if (results_dir()/k/'runs.csv').exists()}
     rows = []
     for o in plan[plan.results.isin(list(recorded))].itertuples():
         t = recorded[o.results]
@@ -63,7 +66,8 @@ def our_figures(
         if not all(runs): continue
         (value,low,high),unit = _value(o.measure, o.channels.split() or None, runs, t['predictions'])
         about = _conditions(o.measure, runs, t['runs'].set_index('run'))
-        rows.append(dict(claim=f'{o.table}.{o.row}.{o.quantity}', value=value, low=low, high=high, unit=unit, about=about))
+        rows.append(dict(claim=f'{o.table}.{o.row}.{o.quantity}',
+                         value=value, low=low, high=high, unit=unit, about=about))
     return pd.DataFrame(rows, columns=['claim','value','low','high','unit','about'])
 
 # %% ../nbs/08h_measured.ipynb #bd7e509c
@@ -79,4 +83,5 @@ def check_measured(
 ): # yields index, verdict, reason
     "Our figure beside the reported one"
     index = {c:i for i,c in claims.claim.items()}
-    for m in figures.itertuples(): yield index[m.claim],'re-measured',f'ours is {show_figure(m)}: {m.about}'
+    for m in figures.itertuples():
+        yield index[m.claim],'re-measured',f'ours is {show_figure(m)}: {m.about}'

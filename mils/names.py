@@ -18,7 +18,8 @@ def is_image(name:str)->bool: return name.lower().endswith(_image_endings)
 # %% ../nbs/01_names.ipynb #628aef93
 SPLITS = 'train','val','test'
 _spellings = dict(train='train training trainset trainingset', val='val valid validation dev valset', test='test testing testset')
-_split_words = {word:split for split,words in _spellings.items() for word in words.split()}
+_split_words = {word:split for split,words in _spellings.items()
+                for word in words.split()}
 _empty_words = 'set sets data dataset split images image imgs img pictures photos folder list lists label labels annotations x px'.split()
 
 # %% ../nbs/01_names.ipynb #95c2aa5e
@@ -29,7 +30,8 @@ def split_name(
     words = re.findall(r'[^\W\d_]+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower())
     found = {_split_words[o] for o in words if o in _split_words}
     if len(found)!=1: return None,()
-    return found.pop(), tuple(o for o in words if o not in _split_words and o not in _empty_words)
+    return found.pop(), tuple(o for o in words
+                              if o not in _split_words and o not in _empty_words)
 
 # %% ../nbs/01_names.ipynb #95a9c5a8
 LISTS = 'train.txt','val.txt','validation.txt','test.txt'                     # these are always lists
@@ -67,7 +69,8 @@ def is_litter(
     name:str,  # with its folders
 )->bool:
     "Whether a file is none of the data's"
-    return any(o[:1]=='.' or o[:8]=='__MACOSX' or o.lower() in _litter for o in name.split('/'))
+    return any(o[:1]=='.' or o[:8]=='__MACOSX' or o.lower() in _litter
+               for o in name.split('/'))
 
 # %% ../nbs/01_names.ipynb #87ffc079
 def as_text(

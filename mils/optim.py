@@ -37,7 +37,8 @@ def orthogonal(
 class Muon(torch.optim.Optimizer):
     "Orthogonalised momentum for kernels, AdamW for all else, at the same learning rate (Liu et al., 2025, arXiv:2502.16982)"
     def __init__(self, groups, lr, weight_decay, momentum=.95, betas=(.9,.999), eps=1e-8):
-        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas, eps=eps))
+        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay,
+                                      momentum=momentum, betas=betas, eps=eps))
     @torch.no_grad()
     def step(self):
         for g in self.param_groups:
@@ -55,7 +56,10 @@ class Muon(torch.optim.Optimizer):
     def adam_update(self, p, g):
         b1,b2 = g['betas']
         s = self.state[p]
-        if not s: s.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        if not s:
+            s.update(step=torch.zeros(()),
+                     exp_avg=torch.zeros_like(p),
+                     exp_avg_sq=torch.zeros_like(p))
         s['step'] += 1
         m = s['exp_avg'].lerp_(p.grad, 1-b1)
         v = s['exp_avg_sq'].lerp_(p.grad.square(), 1-b2)
@@ -92,7 +96,8 @@ def layer_groups(
 
 class _Hypers(dict):
     "Settings of one group of an optimiser; what is set here is set there, as with fastai's own optimisers"
-    def __init__(self, settings, group, names): super().__init__(settings); self.group,self.names = group,names
+    def __init__(self, settings, group, names):
+        super().__init__(settings); self.group,self.names = group,names
     def __setitem__(self, k, v):
         super().__setitem__(k, v)
         set_item_pg(self.group, self.names[k], v)
@@ -102,8 +107,10 @@ class PairedGroups(OptimWrapper):
     @property
     def hypers(self):
         "Without those of torch's settings that are not set"
-        there = [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
-        return [_Hypers(h, group, self.bwd_map) for h,group in zip(there, self.opt.param_groups)]
+        there = [{k:v for k,v in h.items() if v is not None}
+                 for h in super().hypers]
+        return [_Hypers(h, group, self.bwd_map)
+                for h,group in zip(there, self.opt.param_groups)]
     def set_hyper(self, k, v):
         pairs = len(self.param_lists)//2
         if isinstance(v, slice):

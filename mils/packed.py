@@ -24,7 +24,8 @@ def _refusal(o)->str:
     if name[:1] in ('/','\\') or name[1:2]==':': return 'is an absolute path'
     if not counts(o): return ''
     if stat.S_IFMT(o.external_attr>>16) not in (0, stat.S_IFREG, stat.S_IFDIR): return 'is a link or a device'
-    if o.file_size>max(_harmless, MAX_EXPANSION*o.compress_size): return f'grows from {o.compress_size:,} to {o.file_size:,} bytes'
+    if o.file_size>max(_harmless, MAX_EXPANSION*o.compress_size):
+        return f'grows from {o.compress_size:,} to {o.file_size:,} bytes'
 
 def check_members(z, path):
     "`ValueError` for a zip that nobody should unpack"
@@ -32,7 +33,8 @@ def check_members(z, path):
     for o in z.infolist():
         total += o.file_size*counts(o)
         if why := _refusal(o): raise ValueError(f"{path}: refused, because {o.filename!r} {why}")
-    if total>max(_harmless, MAX_EXPANSION*packed): raise ValueError(f"{path}: refused, because it grows from {packed:,} to {total:,} bytes")
+    if total>max(_harmless, MAX_EXPANSION*packed):
+        raise ValueError(f"{path}: refused, because it grows from {packed:,} to {total:,} bytes")
 
 # %% ../nbs/01_packed.ipynb #4c9b0601
 _archives = {b'7z\xbc\xaf':'7z', b'Rar!':'RAR', b'\x1f\x8b':'gzip', b'BZh':'bzip2', b'\xfd7zXZ':'xz', b'(\xb5/\xfd':'Zstandard'}

@@ -40,7 +40,8 @@ def run_notebook(
 ):
     "Execute `nb`, cells with `#| eval: false` aside; `RuntimeError` that names notebook and cell"
     for c in nb.cells:
-        if re.search(r'^#\|\s*eval:\s*false', c.source, re.M): c.metadata['tags'] = ['skip-execution']
+        if re.search(r'^#\|\s*eval:\s*false', c.source, re.M):
+            c.metadata['tags'] = ['skip-execution']
     started = [0]
     client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources={'metadata':{'path':str(cwd)}},
                             extra_arguments=['--IPKernelApp.log_level=40'],
@@ -59,13 +60,16 @@ def stage_pages(
     nbs = Path(root)/'nbs'
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns('.*', '_docs', '_proc'))
     for f in progress(sorted(Path(to).rglob('*.ipynb')), 'pages'):
-        nb,name,of_report = nbformat.read(f, 4),f.relative_to(to).as_posix(),f.parent.name=='report'
+        nb = nbformat.read(f, 4)
+        name = f.relative_to(to).as_posix()
+        of_report = f.parent.name=='report'
         number = re.match(r'\d+[a-z]*(?=_)', f.name)
         if number: nb.cells[0].source = nb.cells[0].source.replace('# ', f'# {number[0]} ', 1)
         if of_report: nb.cells[0].source += '\n\n- code-fold: true'
         if of_report and execute: run_notebook(nb, nbs/'report', f'nbs/{name}')
         nbformat.write(nb, f)
-    for f in pages_below(to): change_texts(f, lambda text: without_marks(fill(text) if execute else text))
+    for f in pages_below(to):
+        change_texts(f, lambda text: without_marks(fill(text) if execute else text))
 
 # %% ../nbs/10a_pages.ipynb #afaf5794
 def _shown(cell):
@@ -75,7 +79,8 @@ def _shown(cell):
     elif directives & {'export','exports','exporti'}:
         cell.metadata['anchors'] = [n.lower() for n in re.findall(r'^(?:def|class) ([a-zA-Z]\w*)', cell.source, re.M)]
 
-_procs = [FrontmatterProc, populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, _shown, clean_magics, add_links]
+_procs = [FrontmatterProc, populate_language, strip_ansi, hide_line,
+          filter_stream_, rm_header_dash, _shown, clean_magics, add_links]
 
 def apply_directives(
     folder,  # a copy of `nbs/`, changed in place
@@ -116,7 +121,8 @@ class Page:
     @property
     def figure(self)->str:
         "The first figure, as base64, if there is one"
-        shown = (o.get('data', {}) for c in self.nb.cells for o in c.get('outputs', []))
+        shown = (o.get('data', {}) for c in self.nb.cells
+                 for o in c.get('outputs', []))
         return first(d['image/png'] for d in shown if 'image/png' in d)
     def to(self, out:str)->str:
         "A link from this page to `out`; the page for what is not found is shown at any address"
@@ -128,7 +134,8 @@ _kinds = {'fig':'Figure', 'tbl':'Table'}
 
 def _front_matter(nb):
     "Take the YAML from the first raw cell"
-    raw = first(c for c in nb.cells if c.cell_type=='raw' and c.source.startswith('---'))
+    raw = first(c for c in nb.cells
+                if c.cell_type=='raw' and c.source.startswith('---'))
     if raw is None: return {}
     nb.cells.remove(raw)
     return yaml.safe_load(raw.source.strip().strip('-'))
@@ -153,10 +160,13 @@ def read_page(
     fold,taken = page.meta.get('code-fold', False),{'main'}
     for c in nb.cells:
         if c.cell_type!='code': continue
-        if 'anchors' in c.metadata: c.metadata.anchors = [a for a in c.metadata.anchors if not (a in taken or taken.add(a))]
+        if 'anchors' in c.metadata:
+            c.metadata.anchors = [a for a in c.metadata.anchors
+                                  if not (a in taken or taken.add(a))]
         options,c.source = split_options(c.source)
         c.metadata.opts = nbformat.from_dict({'code-fold':fold, **options})
         c.metadata.alt = options.get('fig-alt', options.get('fig-cap'))
         _number(page, c)
-    nb.cells = [c for c in nb.cells if c.cell_type!='code' or c.metadata.opts.get('include', True)]
+    nb.cells = [c for c in nb.cells
+                if c.cell_type!='code' or c.metadata.opts.get('include', True)]
     return page

@@ -18,7 +18,8 @@ def paired(
 )->dict: # `diff` = b-a and `ratio` = b/a with intervals, `p` of the difference by the same reckoning, seeds in which b is `better`
     "How much better is b than a, on other seeds and images of the same kind? `ValueError` where they are not paired"
     a,b = np.asarray(a, float),np.asarray(b, float)
-    if a.shape!=b.shape: raise ValueError(f'shapes {a.shape} and {b.shape}: a paired comparison needs the same seeds and images')
+    if a.shape!=b.shape:
+        raise ValueError(f'shapes {a.shape} and {b.shape}: a paired comparison needs the same seeds and images')
     def interval(x):
         if share is None: return crossed(x, level)
         return cross_validated(x, share, level)

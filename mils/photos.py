@@ -18,7 +18,8 @@ def fillings(
     stem,  # `DynamicConv2d` whose generator has a slot a channel
 )->dict: # set -> rows of a matrix, by which the present channels of a normalised pixel become all
     "What stands in for the absent channels, by channel set"
-    return {set_name(s):stem.generator(stem.one_mask(s))[0].tolist() for s in channel_sets(stem.channels)}
+    return {set_name(s):stem.generator(stem.one_mask(s))[0].tolist()
+            for s in channel_sets(stem.channels)}
 
 # %% ../nbs/10d_photos.ipynb #5f97c2ca
 def write_photos(
@@ -28,10 +29,12 @@ def write_photos(
     "What the live page needs to look at photographs"
     net,out = load_run(run),Path(out)
     preds = pd.read_parquet(Path(run)/'predictions.parquet').query("split=='test'")
-    accuracy = {f'top{k}':(preds['rank']<k).groupby(preds.channels.astype(str)).mean().round(4).to_dict() for k in (1,5)}
+    accuracy = {f'top{k}':(preds['rank']<k).groupby(preds.channels.astype(str)).mean().round(4).to_dict()
+                for k in (1,5)}
     about = dict(size=net.size, classes=net.classes, mean=net.stats.mean.tolist(), std=net.stats.std.tolist(), sees=fillings(net.net.stem),
                  n_test=preds.image.nunique(), parameters=sum(p.numel() for p in net.parameters()), **accuracy)
     out.mkdir(parents=True, exist_ok=True)
-    export(net.net, out/'photos.onnx', torch.randn(2, len(net.channels), net.size, net.size))
+    export(net.net, out/'photos.onnx',
+           torch.randn(2, len(net.channels), net.size, net.size))
     write_atomic(out/'photos.json', json.dumps(about))
     return out/'photos.onnx'

@@ -11,6 +11,7 @@ from copy import copy
 from pathlib import Path
 from .core import channel_set,set_name
 from .imageset import ImageSet
+from .moves import shifted
 from .reading import read_channels,read_picture
 import numpy as np,pandas as pd,torch
 from PIL import Image
@@ -19,34 +20,11 @@ from fastai.data.transforms import Category,CategoryMap
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import show_image,show_title,TensorCategory,TensorImage
 
-# %% ../nbs/05b_pictures.ipynb #634827b8
-def _mirror(
-    i:torch.Tensor,  # positions, up to `n-1` beyond either end
-    n:int,  # length of the axis
-)->torch.Tensor: # positions in `0..n-1`
-    "Positions beyond an edge, mirrored back"
-    i = i.abs()
-    return torch.where(i<n, i, 2*(n-1)-i)
-
-# %% ../nbs/05b_pictures.ipynb #04661985
-def _shifted(
-    images:torch.Tensor,  # `(n, height, width, channels)` uint8
-    rows:torch.Tensor,  # `(batch,)` which images
-    dy:torch.Tensor,dx:torch.Tensor,  # `(batch,)` shifts in pixels
-    flip:torch.Tensor,  # `(batch,)` bool, left to right
-)->torch.Tensor: # `(batch, height, width, channels)` uint8
-    "Images shifted with mirrored borders, and flipped"
-    n,h,w,c = images.shape
-    y = _mirror(torch.arange(h, device=images.device)+dy[:,None], h)
-    x = torch.arange(w, device=images.device).expand(len(rows), w)
-    x = _mirror(torch.where(flip[:,None], w-1-x, x)+dx[:,None], w)
-    pixel = (rows[:,None,None]*h+y[:,:,None])*w+x[:,None,:]
-    return images.view(-1, c).index_select(0, pixel.view(-1)).view(len(rows), h, w, c)
-
 # %% ../nbs/05b_pictures.ipynb #3878e8fd
 def _vocab(classes):
     "Class names as fastai keeps them; names that occur twice get their number"
-    names = [f'{c} ({i})' if classes.count(c)>1 else c for i,c in enumerate(classes)]
+    names = [f'{c} ({i})' if classes.count(c)>1 else c
+             for i,c in enumerate(classes)]
     return CategoryMap(names, sort=False)
 
 # %% ../nbs/05b_pictures.ipynb #0ac23578
@@ -98,18 +76,22 @@ def batch(self:Pictures,
 )->tuple: # `(batch, channels, height, width)` in channels_last memory; a mask where channels are absent; labels, where there are any
     "Pictures by number, in one gather"
     rows = self.rows[i]
-    x = self.images[rows] if moves is None else _shifted(self.images, rows, *moves)
+    if moves is None: x = self.images[rows]
+    else: x = shifted(self.images, rows, *moves)
     if self.keep is not None: x = x.index_select(3, self.keep)
     x = x.permute(0,3,1,2).as_subclass(TensorImage)
-    x = (x,) if self.there is None else (x,self.there[i])
-    return x if self.labels is None else (*x, self.labels[i].as_subclass(TensorCategory))
+    if self.there is None: x = (x,)
+    else: x = (x,self.there[i])
+    if self.labels is None: return x
+    return (*x, self.labels[i].as_subclass(TensorCategory))
 
 @patch
 def to(self:Pictures, device):
     "In place: move the pictures of this split to a device"
     device = torch.device(device)
     if self.rows.device.type==device.type: return self
-    if device.type!='cpu': self.images,self.rows = self.images[self.rows],torch.arange(len(self.rows))
+    if device.type!='cpu':
+        self.images,self.rows = self.images[self.rows],torch.arange(len(self.rows))
     self.images,self.rows = self.images.to(device),self.rows.to(device)
     if self.labels is not None: self.labels = self.labels.to(device)
     if self.there is not None: self.there = self.there.to(device)
@@ -120,7 +102,8 @@ def to(self:Pictures, device):
 @patch(as_prop=True)
 def items(self:Pictures)->pd.DataFrame:
     "A row a picture: its name, its class, and its number among the images of all splits"
-    classes = None if self.labels is None else [self.vocab[i] for i in self.labels.tolist()]
+    if self.labels is None: classes = None
+    else: classes = [self.vocab[i] for i in self.labels.tolist()]
     return pd.DataFrame(dict(image=self.names, label=classes, number=self.numbers.tolist()))
 
 # %% ../nbs/05b_pictures.ipynb #0d39ff7f
@@ -155,7 +138,9 @@ def _known(self:Pictures, items):
     device,numbers = self.rows.device,torch.tensor(items.number.tolist(), dtype=torch.long)
     self.images,self.rows,self.numbers = self.source[numbers].to(device),torch.arange(len(numbers), device=device),numbers
     self.names = items.image.tolist()
-    if self.labels is not None: self.labels = torch.tensor([self.vocab.o2i[o] for o in items.label], dtype=torch.long, device=device)
+    if self.labels is not None:
+        self.labels = torch.tensor([self.vocab.o2i[o] for o in items.label],
+                                   dtype=torch.long, device=device)
     self._set_there(numbers)
 
 @patch
@@ -164,12 +149,14 @@ def _foreign(self:Pictures, items):
     if isinstance(items, (str,bytes,Path,Image.Image)): raise ValueError(f'{items!r:.80} is one picture; expected a list of them')
     items = list(items)
     pictures,there = self._read_foreign(items)
-    none = np.zeros((0,self.size,self.size,len(self.every)), np.uint8 if self.levels==255 else np.uint16)
+    none = np.zeros((0,self.size,self.size,len(self.every)),
+                    np.uint8 if self.levels==255 else np.uint16)
     images = np.stack(pictures) if pictures else none
     device = self.rows.device
     self.images,self.rows,self.labels = torch.from_numpy(images).to(device),torch.arange(len(images), device=device),None
     self.source,self.numbers = torch.from_numpy(images),torch.arange(len(images))
-    self.names = [o.name if isinstance(o, Path) else str(i) for i,o in enumerate(items)]
+    self.names = [o.name if isinstance(o, Path) else str(i)
+                  for i,o in enumerate(items)]
     self._keep()
     self.all_there = there
     self._set_there(self.rows)
@@ -192,7 +179,8 @@ class ChannelImage(TensorImage):
     def colours(self)->torch.Tensor: # `(3, height, width)`
         "Red, green and blue, where they are there; a grey mean of the channels where none of them is"
         x = self.as_subclass(torch.Tensor)
-        if not set(self.channels)&set('RGB'): return x.mean(0, keepdim=True).expand(3,-1,-1)
+        if not set(self.channels)&set('RGB'):
+            return x.mean(0, keepdim=True).expand(3,-1,-1)
         dark = torch.zeros_like(x[0])
         return torch.stack([x[self.channels.index(c)] if c in self.channels else dark for c in 'RGB'])
     def show(self, ctx=None, **kwargs):

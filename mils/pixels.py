@@ -26,7 +26,8 @@ class Pixels:
     ):
         self.path,self.n,self.bits,self.shape = Path(path),n,bits,(size,size,channels)
         self.dtype,self.row = np.dtype(f'uint{bits}'),size*size*channels*bits//8
-        self.file,self.log,self.meta = (self.path/o for o in (f'pixels.u{bits}','shards.log','meta.json'))
+        self.file,self.log,self.meta = (self.path/o
+                                        for o in (f'pixels.u{bits}','shards.log','meta.json'))
         self.shard = max(32, min(512, 2**23//self.row))          # images
 
     def __len__(self): return -(-self.n//self.shard)             # shards
@@ -34,7 +35,8 @@ class Pixels:
 
     @property
     def size(self): return self.shape[0]
-    def of(self, n): return Pixels(self.path, n, self.size, self.shape[2], self.bits)
+    def of(self, n):
+        return Pixels(self.path, n, self.size, self.shape[2], self.bits)
 
     def array(self)->np.ndarray: # `(n, size, size, channels)` uint8 or uint16
         "The images, mapped into memory, read-only"
@@ -73,7 +75,8 @@ def read_meta(self:Pixels)->dict: # or `None`, where the file is not declared wh
     try: d = json.loads(self.meta.read_text())
     except (OSError,ValueError): return None
     if not isinstance(d,dict) or d.pop('check',None)!=digest(d): return None
-    return d if (d['n'],d['size'],d['shard'])==(self.n,self.size,self.shard) else None
+    if (d['n'],d['size'],d['shard'])==(self.n,self.size,self.shard): return d
+    return None
 
 @patch
 def kept(self:Pixels,
@@ -107,7 +110,9 @@ def _resume(p):
     "Finished shards of an interrupted build whose pixels are still what the log says"
     if not p.file.exists(): return {}
     log = p.read_log()
-    return {s:log[s] for s,h in zip(sorted(log), p.sums(sorted(log))) if log[s][0]==h}
+    return {s:log[s]
+            for s,h in zip(sorted(log), p.sums(sorted(log)))
+            if log[s][0]==h}
 
 # %% ../nbs/01h_pixels.ipynb #9968fd2c
 def _write(fd, x, at):
@@ -188,8 +193,10 @@ def build(self:Pixels,
         _build_shards(self, [s for s in range(len(self)) if s not in finished], get, done)
     os.truncate(self.file, self.n*self.row)
     notes = [o for s in sorted(finished) for o in finished[s][1]]
-    bad,absent = ([o for o in notes if isinstance(o[1], kind)] for kind in (str,list))
-    sums = _close_gaps(self, [i for i,_ in bad]) if bad else [finished[s][0] for s in range(len(self))]
+    bad = [o for o in notes if isinstance(o[1], str)]
+    absent = [o for o in notes if isinstance(o[1], list)]
+    if bad: sums = _close_gaps(self, [i for i,_ in bad])
+    else: sums = [finished[s][0] for s in range(len(self))]
     d = self.write_meta(sums, bad, absent)
     self.log.unlink(missing_ok=True)
     return d

@@ -6,27 +6,12 @@
 __all__ = []
 
 # %% ../nbs/01da_planes.ipynb #9c81efc1
-import io,re,zipfile
+import io,zipfile
 from pathlib import PurePosixPath
-from typing import NamedTuple
 import numpy as np
 from .formats import damage
 from .decode import open_image,Unreadable
-
-# %% ../nbs/01da_planes.ipynb #ed1314b3
-class Planes(NamedTuple):
-    "The channels of one picture as its file holds them"
-    names:tuple  # what the file calls them; `None` where it does not say
-    data:list  # an array `(height, width)` each: uint8, uint16 or float32
-
-# %% ../nbs/01da_planes.ipynb #5ea83617
-def _plane(x):
-    "One channel in one of the three types"
-    if x.dtype==bool: return x.astype(np.uint8)*255
-    x = x.astype(x.dtype.newbyteorder('='), copy=False)
-    if x.dtype in (np.uint8,np.uint16): return x
-    if x.dtype.kind not in 'iuf': raise Unreadable(f'values of type {x.dtype}; expected integers or floating point')
-    return x.astype(np.float32)
+from .tiff import is_photo_tiff,is_tiff,most_bytes,needs_codec,Planes,read_tiff,to_plane
 
 # %% ../nbs/01da_planes.ipynb #7d4914dc
 def split_planes(
@@ -36,90 +21,13 @@ def split_planes(
     if x.ndim==2: x = x[None]
     if x.ndim!=3 or 0 in x.shape: raise Unreadable(f'an array of shape {x.shape}; expected height x width, with channels before or after')
     if x.shape[2]<x.shape[0]: x = np.moveaxis(x, 2, 0)
-    return [_plane(o) for o in x]
+    return [to_plane(o) for o in x]
 
 # %% ../nbs/01da_planes.ipynb #7347dcdb
 def _read_npy(b):
     try: x = np.load(io.BytesIO(b), allow_pickle=False)
     except (ValueError,EOFError,OSError) as e: raise Unreadable(f'not a whole array ({e})') from None
     return Planes(None, split_planes(x))
-
-# %% ../nbs/01da_planes.ipynb #5026f3b3
-_axis_words = dict(Z='planes in depth', T='points in time', R='resolutions', P='phases')
-
-def _channels_first(x, axes):
-    "The array with one axis before height and width; `Unreadable` where another axis is longer than one"
-    keep = [i for i,n in enumerate(x.shape) if n>1 or axes[i] in 'YX']
-    x,axes = x.reshape([x.shape[i] for i in keep]),''.join(axes[i] for i in keep)
-    others = [a for a in axes if a not in 'YX']
-    if bad := [a for a in others if a not in 'CSQI'] or others[1:]:
-        what = ' and '.join(f'{x.shape[axes.index(a)]} {_axis_words.get(a, "along "+a)}' for a in bad)
-        raise Unreadable(f'a stack of {what} (axes {axes}); expected one picture with channels: choose or project before')
-    return x if not others else np.moveaxis(x, axes.index(others[0]), 0)
-
-# %% ../nbs/01da_planes.ipynb #5aa20caf
-def _tifffile():
-    "tifffile, which does not log what is told as a reason here"
-    import logging,tifffile
-    logging.getLogger('tifffile').setLevel(logging.CRITICAL)
-    return tifffile
-
-# %% ../nbs/01da_planes.ipynb #e377c520
-def _ome_names(t):
-    from xml.etree import ElementTree
-    image = next(o for o in ElementTree.fromstring(t.ome_metadata) if o.tag.endswith('}Image'))
-    return [o.get('Name') for o in image.iter() if o.tag.endswith('}Channel')]
-
-def _json_names(t):
-    d = t.shaped_metadata[0]
-    channel = d.get('Channel')
-    return channel.get('Name') if isinstance(channel, dict) else d.get('channel_names')
-
-def _gdal_names(t):
-    items = t.pages[0].tags[42112].value                     # XML, an item a band
-    from xml.etree import ElementTree
-    found = {int(o.get('sample')):o.text for o in ElementTree.fromstring(items) if o.get('role')=='description'}
-    return [found.get(i) for i in range(len(found))]
-
-# %% ../nbs/01da_planes.ipynb #70739689
-def _tiff_names(t, n):
-    "Names of `n` channels, each once and none empty, or `None`"
-    page = t.pages[0]
-    if page.photometric==2 and page.samplesperpixel==n: return tuple('RGBA'[:n]) if n<5 else None
-    ways = [(t.is_ome,_ome_names), (t.is_imagej,lambda t: t.imagej_metadata.get('Labels')), (t.is_shaped,_json_names),
-            (42112 in page.tags,_gdal_names)]
-    for there,names_of in ways:
-        try: names = there and names_of(t)
-        except Exception: continue                            # a description is free text: what cannot be parsed says nothing
-        names = tuple(re.sub(r'[+,\s]+', ' ', str(o)).strip() for o in names or () if o)
-        if len(names)==n==len({*names}) and all(names): return names
-
-# %% ../nbs/01da_planes.ipynb #cec49aed
-_most = 2**30                                                 # bytes of a picture, unpacked
-
-def _check_whole(t, b):
-    "`Unreadable` for a TIFF that is not all there, or too large"
-    for page in (p for s in t.series for p in s.pages if p is not None):
-        ends = [o+n for o,n in zip(page.dataoffsets, page.databytecounts)]
-        if not all(page.databytecounts) or not ends: raise Unreadable('a part of the picture is missing in the file')
-        if max(ends)>len(b): raise Unreadable(f'truncated: data end at byte {max(ends):,} of {len(b):,}')
-    total = sum(s.nbytes for s in t.series)
-    if total>_most: raise Unreadable(f'{total:,} bytes when unpacked; expected {_most:,} or fewer')
-
-def _needs_codec(e):
-    "The error of a missing codec in words that help"
-    return Unreadable(f'{e}: pip install "mils[formats]" reads it') if 'imagecodecs' in str(e) else None
-
-def _read_tiff(b):
-    try:
-        with _tifffile().TiffFile(io.BytesIO(b)) as t:
-            _check_whole(t, b)
-            parts = [_channels_first(s.asarray(), s.axes) for s in t.series]
-            if len(parts)>1 and any(p.ndim>2 for p in parts): raise Unreadable(f'{len(parts)} pictures in one file; expected one')
-            data = [_plane(p) for part in parts for p in (part if part.ndim==3 else [part])]
-            return Planes(_tiff_names(t, len(data)), data)
-    except (Unreadable,MemoryError): raise
-    except Exception as e: raise _needs_codec(e) or Unreadable(f'damaged ({type(e).__name__}: {e})') from None
 
 # %% ../nbs/01da_planes.ipynb #0ec5a402
 def _is_deep_png(b):
@@ -132,53 +40,48 @@ def _read_deep_png(b):
     try:
         import imagecodecs
         x = imagecodecs.png_decode(b)
-    except ImportError as e: raise _needs_codec(e) from None
+    except ImportError as e: raise needs_codec(e) from None
     except Exception as e: raise Unreadable(f'damaged ({e})') from None
     return Planes(_bands[x.shape[2]], split_planes(np.moveaxis(x, 2, 0)))
 
 def _read_picture(b):
     im = open_image(b)
-    if im.mode in ('P','PA','CMYK','YCbCr','LAB','HSV','RGBa','La'): im = im.convert('RGBA' if im.has_transparency_data else 'RGB')
+    if im.mode in ('P','PA','CMYK','YCbCr','LAB','HSV','RGBa','La'):
+        im = im.convert('RGBA' if im.has_transparency_data else 'RGB')
     x = np.asarray(im)
-    return Planes(_bands[len(im.getbands())], split_planes(x if x.ndim==2 else np.moveaxis(x, 2, 0)))
+    return Planes(_bands[len(im.getbands())],
+                  split_planes(x if x.ndim==2 else np.moveaxis(x, 2, 0)))
 
 # %% ../nbs/01da_planes.ipynb #c3edfa02
 def _read_zip(b):
     try:
         with zipfile.ZipFile(io.BytesIO(b)) as z:
             total = sum(o.file_size for o in z.infolist())
-            if total>_most: raise Unreadable(f'{total:,} bytes when unpacked; expected {_most:,} or fewer')
-            members = {PurePosixPath(o).stem:read_planes(z.read(o)) for o in z.namelist()}
+            if total>most_bytes: raise Unreadable(f'{total:,} bytes when unpacked; expected {most_bytes:,} or fewer')
+            members = {PurePosixPath(o).stem:read_planes(z.read(o))
+                       for o in z.namelist()}
     except (zipfile.BadZipFile,NotImplementedError,RuntimeError,EOFError,zipfile.zlib.error) as e:
         raise Unreadable(f'damaged ({e})') from None
     if len(members)==1:
         (name,only), = members.items()
-        return only if len(only.data)>1 or name=='arr_0' else Planes((name,), only.data)
+        if len(only.data)>1 or name=='arr_0': return only
+        return Planes((name,), only.data)
     for name,o in members.items():
-        if len(o.data)>1: raise Unreadable(f'{name!r} holds {len(o.data)} channels; expected one of each of {", ".join(members)}')
+        if len(o.data)>1:
+            raise Unreadable(f'{name!r} holds {len(o.data)} channels; expected one of each of {", ".join(members)}')
     return Planes(tuple(members), [o.data[0] for o in members.values()])
 
 # %% ../nbs/01da_planes.ipynb #817037ff
-def is_tiff(b): return b[:4] in (b'II*\0',b'MM\0*',b'II+\0',b'MM\0+')
-
 def read_planes(
     b:bytes,  # a file
 )->Planes:
     "The channels of a picture, unrounded; `Unreadable` with a reason for what is none"
-    if is_tiff(b): return _read_tiff(b)
+    if is_tiff(b): return read_tiff(b)
     if b[:6]==b'\x93NUMPY': return _read_npy(b)
     if b[:2]==b'PK': return _read_zip(b)
     if not _is_deep_png(b): return _read_picture(b)
     if why := damage(b): raise Unreadable(why)
     return _read_deep_png(b)
-
-# %% ../nbs/01da_planes.ipynb #83612d7a
-def _is_photo_tiff(b):
-    with _tifffile().TiffFile(io.BytesIO(b)) as t:
-        page = t.pages[0]
-        deep = page.bitspersample>8
-        grey_samples = page.photometric in (0,1) and (page.samplesperpixel>1 or len(t.pages)>1)
-    return not (deep or grey_samples)
 
 # %% ../nbs/01da_planes.ipynb #ba096fc3
 def is_photo(
@@ -186,7 +89,7 @@ def is_photo(
 )->bool:
     "Whether a file is an ordinary picture for people"
     if is_tiff(b):
-        try: return _is_photo_tiff(b)
+        try: return is_photo_tiff(b)
         except Exception: return True                          # damaged: whoever reads it says so
     if b[:8]==b'\x89PNG\r\n\x1a\n': return b[24:25]!=b'\x10'
     return b[:6]!=b'\x93NUMPY' and b[:2]!=b'PK'

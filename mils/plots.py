@@ -60,9 +60,11 @@ def draw_names(
     "Names beside marks, moved until they cover neither each other nor a mark nor a bar"
     from adjustText import adjust_text
     bars = [s for c in ax.collections for s in c.get_segments()]
-    taken = np.concatenate([np.c_[list(x),list(y)], *(np.linspace(*s, 9) for s in bars)])
+    taken = np.concatenate([np.c_[list(x),list(y)],
+                            *(np.linspace(*s, 9) for s in bars)])
     box = dict(fc='white', ec='none', alpha=.7, pad=.5)
-    texts = [ax.text(*o, fontsize=10.5, ha='center', va='center', bbox=box) for o in zip(x, y, names)]
+    texts = [ax.text(*o, fontsize=10.5, ha='center', va='center', bbox=box)
+             for o in zip(x, y, names)]
     # stronger than by default, for two dozen names
     forces = dict(force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)
     adjust_text(texts, *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6), **forces)
@@ -94,7 +96,8 @@ def draw_frontier(
     ax.margins(x=.15); number_log(ax.xaxis)
     if named is not None: t = t.loc[list(named)]
     short = t.index.str.replace('resnet34 stem=', 'ResNet34, ').str.replace('width=', '×')
-    draw_names(ax, t.macs, t.accuracy, [f'{n} · {d:.0f}' for n,d in zip(short, t.depth)])
+    draw_names(ax, t.macs, t.accuracy,
+               [f'{n} · {d:.0f}' for n,d in zip(short, t.depth)])
     draw_mark_key(ax)
     return ax
 
@@ -108,7 +111,8 @@ def draw_answers(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(8,.42*len(comparisons)+.7))[1]
     for y,(label,r) in enumerate(comparisons.items()):
-        ax.plot([100*r.ratio_low,100*r.ratio_high], [y,y], '-', color='C0', lw=2.5, solid_capstyle='butt')
+        ax.plot([100*r.ratio_low,100*r.ratio_high],
+                [y,y], '-', color='C0', lw=2.5, solid_capstyle='butt')
         ax.plot(100*r.ratio, y, 'o', color='C0', ms=7)
         ax.annotate(f'{100*r.ratio:.1f} %', (100*r.ratio,y), (0,6), textcoords='offset points', ha='center', fontsize=9)
     ax.axvline(100, color='.3', lw=1)

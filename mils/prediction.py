@@ -54,8 +54,10 @@ def predict(
     bs:int=512,
 )->pd.DataFrame: # a row an image: `image`, `label`, `pred`, `rank` of the right class (0 is best), its probability `p`
     "Predictions for each image of a split that has these channels"
-    if not isinstance(net, Classifier): net = _with_input(net, ds, trained, stats)
-    device,adaptive = next(net.parameters()).device,isinstance(net.net, ChannelAdaptive)
+    if not isinstance(net, Classifier):
+        net = _with_input(net, ds, trained, stats)
+    device = next(net.parameters()).device
+    adaptive = isinstance(net.net, ChannelAdaptive)
     wanted = channel_set(channels or net.channels, net.channels)
     if not adaptive: wanted = _all_of(net, wanted)
     _check_ranges(net, ds, wanted)
@@ -87,7 +89,8 @@ def predict_sets(
 )->pd.DataFrame: # the rows of `predict` for each set, with a column `channels`
     "Predictions on the channel sets that the network serves, see `probe_sets`, each for the pictures that have it"
     if not isinstance(net, Classifier): net = _with_input(net, ds, trained, None)
-    sets = probe_sets(net.channels) if isinstance(net.net, ChannelAdaptive) else [net.channels]
+    if isinstance(net.net, ChannelAdaptive): sets = probe_sets(net.channels)
+    else: sets = [net.channels]
     sets = [s for s in sets if len(having(ds, s).splits[split])]
     return pd.concat([predict(net, ds, split, s).assign(channels=set_name(s)) for s in sets], ignore_index=True)
 
@@ -98,7 +101,8 @@ def recalibrate(
     batches,  # of `(x, y)`, as from `Batches`; labels are not used
 )->nn.Module: # `net`, in evaluation mode
     "Re-estimate the statistics of batch norms (Wu and Johnson, 2021, arXiv:2105.07576)"
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in net.modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     net.eval()
     momenta = [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None; m.train()

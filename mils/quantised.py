@@ -17,11 +17,14 @@ import numpy as np,torch
 # %% ../nbs/05j_quantised.ipynb #b6eea4bd
 def _questions(session, ds, split, channels, n, bs=50):
     "Inputs of the file and labels, batch by batch, for at most `n` pictures spread over a split"
-    pictures,takes_mask = Pictures(ds, split, channels),len(session.get_inputs())>1
+    pictures = Pictures(ds, split, channels)
+    takes_mask = len(session.get_inputs())>1
     few = np.linspace(0, len(pictures)-1, min(n, len(pictures))).astype(int)
     for i in np.array_split(few, max(1, len(few)//bs)):
-        x,y = (np.asarray(o.as_subclass(torch.Tensor)) for o in pictures.batch(torch.as_tensor(i)))
-        mask = dict(mask=np.ones((len(x),len(channels)), bool)) if takes_mask else {}
+        x,y = (np.asarray(o.as_subclass(torch.Tensor))
+               for o in pictures.batch(torch.as_tensor(i)))
+        if takes_mask: mask = dict(mask=np.ones((len(x),len(channels)), bool))
+        else: mask = {}
         yield dict(x=x.astype(np.float32), **mask),y
 
 def _session(path):
@@ -39,7 +42,8 @@ def file_accuracy(
 )->float: # top-1, 0 to 1
     "How often the file is right"
     session,hits = _session(path),[]
-    for inputs,y in _questions(session, ds, split, channels, n): hits.extend(session.run(None, inputs)[0].argmax(1)==y)
+    for inputs,y in _questions(session, ds, split, channels, n):
+        hits.extend(session.run(None, inputs)[0].argmax(1)==y)
     return float(np.mean(hits))
 
 # %% ../nbs/05j_quantised.ipynb #3a8aaeeb

@@ -9,10 +9,8 @@ __all__ = ['Ranges']
 import math,re
 from dataclasses import dataclass
 import numpy as np
-from PIL import Image,ImageOps
 from .core import channel_set,digest,set_name
-from .decode import Unreadable
-from .planes import Planes
+from .tiff import Planes
 
 # %% ../nbs/01db_ranges.ipynb #f1482e29
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ _percentiles = .1,99.9
 def _range(name, rule, type, values):
     "Low and high of a channel; `values` are some of its pixels"
     rule = rule or ('type' if type=='uint8' else 'percentiles')
-    if rule=='percentiles': low,high = (float(o) for o in np.percentile(values, _percentiles))
+    if rule=='percentiles':
+        low,high = (float(o) for o in np.percentile(values, _percentiles))
     elif rule=='type': low,high = _full[type]
     else: low,high = rule
     if type=='float32' and rule=='type' and (values.min()<0 or values.max()>1):
@@ -108,7 +107,8 @@ def names_of(planes):
 # %% ../nbs/01db_ranges.ipynb #a0013c7c
 class Survey:
     "Channels of some pictures, the types of their numbers, and some of their values"
-    def __init__(self): self.values,self.types,self.counts,self.order = {},{},set(),()
+    def __init__(self):
+        self.values,self.types,self.counts,self.order = {},{},set(),()
     def add(self, planes:Planes):
         "Enter a picture"
         self.counts.add((planes.names is None,len(planes.data)))
@@ -117,7 +117,8 @@ class Survey:
         for name,x in zip(names, planes.data):
             self.values.setdefault(name, []).append(_some(x))
             kinds = ('uint8','uint16','float32')
-            self.types[name] = max(self.types.get(name, 'uint8'), x.dtype.name, key=kinds.index)
+            self.types[name] = max(self.types.get(name, 'uint8'),
+                                   x.dtype.name, key=kinds.index)
     @property
     def named(self)->bool: return not any(unnamed for unnamed,_ in self.counts)
     @property
@@ -126,14 +127,15 @@ class Survey:
         return (*self.order, *(c for c in self.values if c not in self.order))
 
 # %% ../nbs/01db_ranges.ipynb #662f1a2c
-def _says_little(names): return {*names}<={*'RGBAL'} or all(re.fullmatch(r'\d+|[Cc][Hh]\d+|B\d\d|B\dA', c) for c in names)
+def says_little(names):
+    return {*names}<={*'RGBAL'} or all(re.fullmatch(r'\d+|[Cc][Hh]\d+|B\d\d|B\dA', c) for c in names)
 
 def _named(seen, given):
     "Names of the channels in the order of `seen.names`"
     there = seen.names
     if not given or {*given}<={*there}: return there
     given = channel_set(given, given)
-    if not _says_little(there): channel_set(given, there)                        # raises: names given and names possible
+    if not says_little(there): channel_set(given, there)                        # raises: names given and names possible
     if len(given)==len(there): return given
     raise ValueError(f'{set_name(given)} names {len(given)} channels; the files have {len(there)}: {", ".join(there)}')
 
@@ -154,40 +156,6 @@ def find_ranges(
     names,stored = _named(seen, channels),seen.names
     rule,types = parse_rules(rules, names),[seen.types[o] for o in stored]
     values = [np.concatenate(seen.values[o]) for o in stored]
-    low,high = zip(*(_range(c, rule[c], t, v) for c,t,v in zip(names, types, values)))
+    low,high = zip(*(_range(c, rule[c], t, v)
+                     for c,t,v in zip(names, types, values)))
     return Ranges(names, low, high, types, bits, stored)
-
-# %% ../nbs/01db_ranges.ipynb #821cfcca
-def _fit(x, size):
-    "The middle of a channel, its shorter side scaled to `size`, in float32"
-    x = x.astype(np.float32)
-    if x.shape==(size,size): return x
-    return np.asarray(ImageOps.fit(Image.fromarray(x), (size,size), Image.Resampling.BICUBIC))
-
-def by_name(planes, ranges):
-    "The channels of a picture by name; `Unreadable` where they are not those of the set"
-    n,names = len(planes.data),names_of(planes)
-    known = dict(zip((*ranges.stored, *ranges.names), (*ranges.names, *ranges.names)))
-    unnamed = planes.names is None or not any(c in known for c in names) and _says_little(names)
-    if unnamed and n==len(ranges): return dict(zip(ranges.names, planes.data))
-    if planes.names is None: raise Unreadable(f'{n} channels; the set has {len(ranges)}: {", ".join(ranges.names)}')
-    return {known[c]:x for c,x in zip(names, planes.data) if c in known}
-
-# %% ../nbs/01db_ranges.ipynb #e82fc8fb
-def to_pixels(
-    planes:Planes,
-    ranges:Ranges,
-    size:int,  # pixels of the side
-)->tuple: # `(size, size, channels)` uint8 or uint16, and which channels are there: `(channels,)` bool
-    "A picture in the ranges of its set; `Unreadable` for too few channels or values that are not finite"
-    found = by_name(planes, ranges)
-    x,there = np.zeros((size,size,len(ranges)), ranges.dtype),np.zeros(len(ranges), bool)
-    for i,(c,low,high) in enumerate(zip(ranges.names, ranges.low, ranges.high)):
-        if c not in found: continue
-        finite = np.isfinite(found[c])
-        if not finite.any(): continue
-        if not finite.all(): raise Unreadable(f'channel {c} has {(~finite).sum():,} pixels that are not finite')
-        share = (_fit(found[c], size)-low)/(high-low)
-        x[...,i],there[i] = (share.clip(0, 1)*ranges.levels).round(),True
-    if not there.any(): raise Unreadable(f'none of the channels {", ".join(ranges.names)}; it has {", ".join(names_of(planes))}')
-    return x,there

@@ -46,7 +46,8 @@ def rank_pairs(
     "Which networks rank differently? Normal approximation of Friedman's ranks, Holm-adjusted"
     ranks,(n,k) = _mean_ranks(scores),scores.shape
     pairs = itertools.combinations(ranks.index, 2)
-    t = pd.DataFrame([dict(a=a, b=b, difference=ranks[b]-ranks[a]) for a,b in pairs])
+    t = pd.DataFrame([dict(a=a, b=b, difference=ranks[b]-ranks[a])
+                      for a,b in pairs])
     t['p'] = 2*norm.sf(t.difference.abs()/_rank_error(k, n))
     return t.assign(holm=holm(t.p))
 
@@ -76,7 +77,8 @@ def _draw_bars(ax, ranks, cd):
     for i,first in enumerate(ranks):
         j = max(np.flatnonzero(ranks-first<=cd))
         if j==i or j<=last: continue
-        ax.plot([first-.04,ranks.iloc[j]+.04], [y,y], color='C0', lw=3, solid_capstyle='round')
+        ax.plot([first-.04,ranks.iloc[j]+.04],
+                [y,y], color='C0', lw=3, solid_capstyle='round')
         y,last = y-.22,j
 
 # %% ../nbs/07c_ranks.ipynb #2041d319
@@ -93,7 +95,8 @@ def draw_ranks(
     _draw_names(ax, ranks)
     _draw_bars(ax, ranks, cd)
     ax.plot([1,1+cd], [.9,.9], '|-', color='k')
-    ax.text(1+cd/2, 1., f'critical difference {cd:.2f}', ha='center', va='bottom', fontsize=8)
+    ax.text(1+cd/2,
+            1., f'critical difference {cd:.2f}', ha='center', va='bottom', fontsize=8)
     ax.plot([1,k], [0,0], color='k', lw=1)
     for v in range(1, k+1):
         ax.plot([v,v], [0,.12], color='k', lw=1)

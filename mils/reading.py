@@ -8,8 +8,9 @@ __all__ = []
 # %% ../nbs/05aa_reading.ipynb #ba80eea6
 from pathlib import Path
 from .decode import decode as decode_file,square_rgb
-from .planes import Planes,read_planes,split_planes
-from .ranges import to_pixels
+from .tiff import Planes
+from .planes import read_planes,split_planes
+from .scaling import to_pixels
 import numpy as np,torch
 from PIL import Image,ImageOps
 from fastai.torch_core import to_cpu

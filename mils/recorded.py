@@ -71,7 +71,8 @@ def share(self:Recorded,
 )->float: # None where all were tested on the same images
     "Test images per training image, of runs that are folds of a cross-validation"
     t = self.runs[self.runs.run.isin(list(runs))]
-    return t.n_test.sum()/t.n_train.sum() if t.folds.any() else None
+    if t.folds.any(): return t.n_test.sum()/t.n_train.sum()
+    return None
 
 @patch
 def hits(self:Recorded,
@@ -84,8 +85,10 @@ def hits(self:Recorded,
     for r in runs:
         if r not in self.by_run: raise ValueError(f'no predictions of {r}')
     self.by_seed(runs)
-    if self.share(runs): return np.stack([hit_table(self.by_run[r], [r], channels, top).mean(1) for r in runs])
-    return hit_table(pd.concat([self.by_run[r] for r in runs]), list(runs), channels, top)
+    if self.share(runs):
+        return np.stack([hit_table(self.by_run[r], [r], channels, top).mean(1) for r in runs])
+    return hit_table(pd.concat([self.by_run[r] for r in runs]),
+                     list(runs), channels, top)
 
 # %% ../nbs/07d_recorded.ipynb #5b0fe15a
 @patch
@@ -108,7 +111,8 @@ def compare_hits(self:Recorded,
 )->dict: # as from `compare`
     "How much better is y than x?"
     one_sided = paired(x, y, .9, share)
-    return {**paired(x, y, share=share), 'lower':one_sided['ratio_low'], 'least':one_sided['low']}
+    return {**paired(x, y, share=share),
+            'lower':one_sided['ratio_low'], 'least':one_sided['low']}
 
 @patch
 def compare(self:Recorded,
@@ -137,7 +141,8 @@ def specialists(self:Recorded,
     "Who was right among the plain networks, each on the set it was trained on, averaged over the sets; `ValueError` where one lacks a seed"
     runs = self._specialists(sets, **settings)
     if seeds is None: seeds = sorted(set.intersection(*map(set, runs.values())))
-    lacking = [s for s in sets if not set(seeds)<=set(runs[s])] if seeds else sets
+    if seeds: lacking = [s for s in sets if not set(seeds)<=set(runs[s])]
+    else: lacking = sets
     if lacking: raise ValueError(f'no specialists of {", ".join(lacking)} for the seeds asked for')
     return np.mean([self.hits([by_seed[k] for k in seeds], [s]) for s,by_seed in runs.items()], 0)
 
@@ -161,7 +166,8 @@ def compare_specialists(self:Recorded,
     "How much better is one network than the specialists of its sets, over the seeds that all have? `ValueError` where there is none"
     runs = self.with_specialists(sets, runs, **settings)
     if not runs: raise ValueError('no seed in common: there are no pairs to compare')
-    return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings), self.hits(runs, sets), self.share(runs))
+    return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings),
+                             self.hits(runs, sets), self.share(runs))
 
 # %% ../nbs/07d_recorded.ipynb #fef6dcb6
 @patch

@@ -117,7 +117,8 @@ def _recount_widths(value):
         n = recount('wide_resnet', width=w)['parameters']
         verdict,reason = 'inconsistent',f'ours of this width has {n:,} parameters'
         if _fits_widths(params):
-            verdict,listed = 'consistent',', '.join(f'{p} M at width {k}' for k,p in params.items())
+            verdict,listed = 'consistent',', '.join(f'{p} M at width {k}'
+                                                    for k,p in params.items())
             reason += f', but another such network need not: {listed} fit one rule (width squared, width and a constant)'
         if meets(stated(params[w]), iv.mpf(n/1e6)): verdict = 'confirmed'
         yield _widths[w],verdict,reason
@@ -129,11 +130,14 @@ def check_recounts(
     "Parameters, multiply-adds, layers and width, from networks built as they are described"
     checks = dict(params=_recount_params, flops=_recount_flops, layers=_recount_layers)
     counted = claims.quantity.isin(list(checks))&claims.value.map(is_number)&claims['row'].isin(['wide_resnet','resnet34'])
-    for i,o in claims[counted].iterrows(): yield i,*checks[o.quantity](o, o['row'])
+    for i,o in claims[counted].iterrows():
+        yield i,*checks[o.quantity](o, o['row'])
     value = claims.set_index('claim').value
     index = {c:i for i,c in claims.claim.items()}
-    for claim,verdict,reason in _recount_widths(value): yield index[claim],verdict,reason
+    for claim,verdict,reason in _recount_widths(value):
+        yield index[claim],verdict,reason
     width,fewer = 'recipe.wide_resnet.width','baseline.wide_resnet.layer_reduction'
     layers = [int(value[f'baseline.{k}.layers']) for k in ('wide_resnet','resnet34')]
     yield index[width],*_width(value[width], value['architectures.wide_resnet.params'])
-    yield index[fewer],*_reduction(value[fewer], *layers, recount('wide_resnet'), recount('resnet34'))
+    yield index[fewer],*_reduction(value[fewer],
+                                   *layers, recount('wide_resnet'), recount('resnet34'))

@@ -19,7 +19,8 @@ class _Lasting(UserDict):
         super().__init__()
     def put(self, name, value, session=None):
         "Set an entry; with a `session`, what stood there comes back after it"
-        if session is None: self._covered = [o for o in self._covered if o[1]!=name]
+        if session is None:
+            self._covered = [o for o in self._covered if o[1]!=name]
         else: self._covered.append((session, name, self.data.get(name)))
         self[name] = value
     @property
@@ -53,7 +54,8 @@ class Registry(_Lasting):
         "Add an entry; `ValueError` for a version that is no whole number from 1 on"
         if f is None: return partial(self.register, name=name, version=version)
         name = name or f.__name__
-        if not isinstance(version, int) or version<1: raise ValueError(f'version={version!r} of {self.what} {name}; expected 1, 2, ...')
+        if not isinstance(version, int) or version<1:
+            raise ValueError(f'version={version!r} of {self.what} {name}; expected 1, 2, ...')
         session = sys.modules['__main__'] if _home(f)=='__main__' else None
         self.put(name, f, session)
         self.versions.put(name, version, session)

@@ -122,7 +122,8 @@ def _rules_for(unit):
 
 def _by_name(o, numbers, known):
     "A number such as `params_reduction` of a row, against `params` of that row and of another one, in any table"
-    of = numbers[[o.quantity.startswith(q.rstrip('s')+'_') for q in numbers.quantity]]
+    of = numbers[[o.quantity.startswith(q.rstrip('s')+'_')
+                  for q in numbers.quantity]]
     here = of['row']==o.row
     for x,y in product(of[here].itertuples(), of[~here].itertuples()):
         if (x.quantity,x.unit)!=(y.quantity,y.unit): continue
@@ -130,7 +131,8 @@ def _by_name(o, numbers, known):
         ends = [np.array(interval_ends(v)) for v in intervals]
         for text,rule in _rules_for(o.unit).items():
             if not _fits(rule, *ends): continue
-            how = text.format(x=f'{x.quantity} of {x.row}', y=f'{y.quantity} of {y.row}')
+            how = text.format(x=f'{x.quantity} of {x.row}',
+                              y=f'{y.quantity} of {y.row}')
             return o.Index,'confirmed',how
 
 # %% ../nbs/08d_relations.ipynb #f8d3f1ba
@@ -151,7 +153,8 @@ def check_relations(
             best = _best_rule(v, c)
             if best:
                 hits,has,*_ = best
-                if hits.sum()>=max(least, share*has.sum()): yield from _by_rule(t, rows, quants, c, best)
+                if hits.sum()>=max(least, share*has.sum()):
+                    yield from _by_rule(t, rows, quants, c, best)
             yield from _means(t[t.quantity==q], known)
 
 # %% ../nbs/08d_relations.ipynb #e3dea50c

@@ -18,7 +18,8 @@ def split_line(
     "Path and label of a line"
     line = line.strip()
     for gap in reversed(list(re.finditer(r'\s+', line))):
-        path,label = line[:gap.start()],line[gap.end():]
+        path = line[:gap.start()]
+        label = line[gap.end():]
         if is_image(path): return path,label
     if is_image(line) or not re.search(r'\s', line): return line,None
     return tuple(line.rsplit(None, 1))
@@ -41,7 +42,9 @@ class Line(NamedTuple):
 def _cells(text, delimiter):
     "`(line, cells)` of a table"
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True)
-    try: return [(reader.line_num, [o.strip() for o in cells]) for cells in reader if any(o.strip() for o in cells)]
+    try:
+        return [(reader.line_num, [o.strip() for o in cells])
+                for cells in reader if any(o.strip() for o in cells)]
     except csv.Error: return []
 
 def _picture_column(rows, most=50):
@@ -69,13 +72,15 @@ def _without_head(lines):
     "Lines without a first one that holds the names of columns"
     if len(lines)<2 or is_image(lines[0].path) or not is_image(lines[1].path): return lines
     known = {o.label for o in lines[1:]}
-    return lines if lines[0].label in known-{None} or '/' in lines[0].path else lines[1:]
+    if lines[0].label in known-{None} or '/' in lines[0].path: return lines
+    return lines[1:]
 
 # %% ../nbs/01_rows.ipynb #b95f0be8
 def _regular(rows):
     "The share of lines that have as many cells as most, two or more"
     (n,times), = Counter(len(cells) for _,cells in rows).most_common(1) or [(0,0)]
-    return times/len(rows) if n>1 and _picture_column(rows) is not None else 0
+    if n>1 and _picture_column(rows) is not None: return times/len(rows)
+    return 0
 
 def _read_table(text, delimiters):
     "Lines of a table, or nothing where the text is none"
@@ -86,7 +91,8 @@ def _read_table(text, delimiters):
     pictures = _picture_column(rows)
     labels = _label_column(rows, pictures)
     get = lambda cells,i: cells[i] if i is not None and i<len(cells) and cells[i] else None
-    return _without_head([Line(n, d.join(c), get(c, pictures) or '', get(c, labels)) for n,c in rows])
+    return _without_head([Line(n, d.join(c), get(c, pictures) or '', get(c, labels))
+                          for n,c in rows])
 
 # %% ../nbs/01_rows.ipynb #862811e7
 def list_lines(

@@ -45,7 +45,8 @@ def _summary(rows, preds, net, dead):
     accuracy = []
     for (split,channels),o in preds.groupby(['split','channels'], sort=False):
         top1,top5 = (float((o['rank']<k).mean()) for k in (1,5))
-        accuracy.append(dict(split=split, channels=channels, n=len(o), top1=top1, top5=top5))
+        accuracy.append(dict(split=split, channels=channels,
+                             n=len(o), top1=top1, top5=top5))
     return dict(finished=_now(), epochs=len(rows), accuracy=accuracy,
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()), units=int(dead.units.sum()), dead_units=int(dead.dead.sum()))
@@ -66,7 +67,8 @@ def _teacher(cfg, ds, root, device, wait):
 
 def _train(cfg, ds, folder, device, wait):
     "The work of `train_run`, with the folder locked"
-    if not (folder/'config.json').exists(): write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
+    if not (folder/'config.json').exists():
+        write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
     write_atomic(folder/'env.json', json.dumps(environment(device), indent=1))
     teacher = _teacher(cfg, ds, folder.parent, device, wait)
     learn = get_learner(cfg, ds, device, write=_save_epoch(folder), teacher=teacher)
@@ -76,7 +78,8 @@ def _train(cfg, ds, folder, device, wait):
     learn.fit(cfg.epochs, start_epoch=len(rows))
     net = learn.classifier(dict(run=folder.name, versions=declared(cfg), data=data_identity(ds)))
     save_classifier(folder/'model.safetensors', net)
-    preds = [predict_sets(net, ds, s).assign(split=s) for s in ('val','test') if len(ds.splits[s])]
+    preds = [predict_sets(net, ds, s).assign(split=s)
+             for s in ('val','test') if len(ds.splits[s])]
     preds = pd.concat(preds, ignore_index=True)
     write_atomic(folder/'predictions.parquet', lambda p: preds.to_parquet(p, compression='zstd'))
     write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, net, dead_units(learn.model, learn.dls.valid)), indent=1))

@@ -24,7 +24,8 @@ def sample_masks(
 )->torch.Tensor: # `(n, c)` bool, no row empty
     "A channel set for each sample: uniform over sizes, then over the sets of that size"
     dev = generator.device
-    if there is None: size,order = torch.randint(1, c+1, (n,1), generator=generator, device=dev),0
+    if there is None:
+        size,order = torch.randint(1, c+1, (n,1), generator=generator, device=dev),0
     else: size,order = 1+(torch.rand(n, 1, generator=generator, device=dev)*there.sum(1, keepdim=True)).long(),2*~there
     rank = (torch.rand(n, c, generator=generator, device=dev)+order).argsort(1).argsort(1)
     return rank<size
@@ -72,10 +73,12 @@ class ChannelSampling(Callback):
         return m
     def _drawn(self, n, c, g, there):
         "Sets, in which channels with a share of their own are drawn one by one"
-        m = self.draw(n, c, g) if there is None else self.draw(n, c, g, there)
+        if there is None: m = self.draw(n, c, g)
+        else: m = self.draw(n, c, g, there)
         if not self.shares: return m
         m = m.clone()
-        for name,share in self.shares.items(): m[:,self.names.index(name)] = torch.rand(n, generator=g, device=g.device)<share
+        for name,share in self.shares.items():
+            m[:,self.names.index(name)] = torch.rand(n, generator=g, device=g.device)<share
         return _of_those(m, there)
 
 # %% ../nbs/05d_sampling.ipynb #5f45de41
@@ -110,7 +113,8 @@ def _repeat_mixed(self:ChannelSampling):
 def after_loss(self:ChannelSampling):
     if not (self.training and self.distill): return
     n = len(self.y)//self.views
-    teacher,pupil = self.pred[:n].detach().log_softmax(1).repeat(self.views-1, 1),self.pred[n:].log_softmax(1)
+    teacher = self.pred[:n].detach().log_softmax(1).repeat(self.views-1, 1)
+    pupil = self.pred[n:].log_softmax(1)
     self.learn.loss_grad = (1-self.distill)*self.loss_grad+self.distill*F.kl_div(pupil, teacher, log_target=True, reduction='batchmean')
 
 @patch

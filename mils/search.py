@@ -23,8 +23,11 @@ def sections(
     text = re.sub(r'<(script|style|nav)\b.*?</\1>', ' ', page.html.partition('<main')[2].partition('</main>')[0], flags=re.S)
     first,*parts = re.split(r'<h[1-4] id="([^"]+)"', text)
     titles = {anchor:title for _,anchor,title in page.headings}
-    def entry(title, anchor='', text=''): return dict(page=page.title, title=title, href=page.out+anchor, text=text)
+    def entry(title, anchor='', text=''):
+        return dict(page=page.title, title=title, href=page.out+anchor, text=text)
     yield entry(page.title, '', _words(first))
-    for anchor,part in zip(parts[::2], parts[1::2]): yield entry(titles.get(anchor, anchor), '#'+anchor, _words('<h2 '+part))
+    for anchor,part in zip(parts[::2], parts[1::2]):
+        yield entry(titles.get(anchor, anchor), '#'+anchor, _words('<h2 '+part))
     code = '\n'.join(c.source for c in page.nb.cells if 'anchors' in c.metadata)
-    for name in re.findall(r'^(?:def|class) ([a-zA-Z]\w*)', code, re.M): yield entry(name, '#'+name.lower())
+    for name in re.findall(r'^(?:def|class) ([a-zA-Z]\w*)', code, re.M):
+        yield entry(name, '#'+name.lower())

@@ -19,7 +19,8 @@ class Files(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
     def send_error(self, code, *args, **kwargs):
         page = Path(self.directory)/'404.html'
-        if code!=404 or not page.exists(): return super().send_error(code, *args, **kwargs)
+        if code!=404 or not page.exists():
+            return super().send_error(code, *args, **kwargs)
         self.send_response(code)
         self.end_headers()
         self.wfile.write(page.read_bytes())

@@ -76,8 +76,10 @@ def data_path(
         raise FileNotFoundError(f'data set {source!r} is not on this machine; `mils data get {source}` fetches it ({REMOTES[name].about})')
     if p.exists(): return p
     if name=='chroma': raise ValueError('chroma is drawn by a program; there are no files of it')
-    if len(p.parts)==1 and not p.suffix: lookup({'chroma':None, **REMOTES}, name, 'data set')
-    beside = [o.name for o in p.parent.iterdir()] if p.parent.is_dir() else []
+    if len(p.parts)==1 and not p.suffix:
+        lookup({'chroma':None, **REMOTES}, name, 'data set')
+    if p.parent.is_dir(): beside = [o.name for o in p.parent.iterdir()]
+    else: beside = []
     near = difflib.get_close_matches(p.name, beside, n=1)
     raise FileNotFoundError(f'no such folder or zip: {p}' + (f'; did you mean {p.parent/near[0]}?' if near else ''))
 
@@ -103,7 +105,8 @@ def load_data(
     if size is not None and size<1: raise ValueError(f'size={size}; expected 1 pixel or more')
     if str(source)!='chroma':
         path = data_path(source, cache_dir)
-        m = read_manifest(path, classes, channels=channels, **_options(read_manifest, opts, ('path','classes','channels')))
+        m = read_manifest(path, classes, channels=channels,
+                          **_options(read_manifest, opts, ('path','classes','channels')))
         return cached(m, 64 if size is None else size, skip_bad, cache_dir, channels, rules, bits)
     from mils.chroma import chroma
     if size not in (None,32): raise ValueError(f'chroma is drawn at 32 px; got size {size}')

@@ -52,11 +52,13 @@ def export_run(
     held = net.channels if wanted=='all' else wanted
     path = Path(out or f'{run}/network-{channels if wanted=="all" else set_name(wanted)}{suffix}')
     levels = net.ranges.levels if net.ranges else 255
-    about = dict(classes=net.classes, values=[0,levels], trained_size=net.size, origin=net.origin)
+    about = dict(classes=net.classes, values=[0,levels],
+                 trained_size=net.size, origin=net.origin)
     x = levels*torch.rand(2, len(net.channels), net.size, net.size)
     if optimise: net,x = _merged(net, wanted),x[:,[net.channels.index(c) for c in held]]
     done = export(net, path, x, wanted, about)
-    size = 'any size' if done['size']=='any' else f"{done['size'][0]} x {done['size'][1]} pixels"
+    if done['size']=='any': size = 'any size'
+    else: size = f"{done['size'][0]} x {done['size'][1]} pixels"
     print(f"{path}: channels {', '.join(held)}, values 0 to {levels}, {size}; "
           f"differs from the network by {done['difference']:.1g} of its largest output")
     if int8: _to_int8(path, net, held, data)

@@ -49,7 +49,9 @@ def check_significance(
 ): # yields index, verdict, reason
     "The stated p of Wide ResNet against the others, over pictures and over runs, under every reading"
     values,claim = claims.set_index('claim').value,'baseline.wide_resnet.p_value_max'
-    others = [k.split('.')[1] for k in names_like(values.index, 'architectures.*.accuracy') if '.wide_resnet.' not in k]
+    others = [k.split('.')[1]
+              for k in names_like(values.index, 'architectures.*.accuracy')
+              if '.wide_resnet.' not in k]
     ns = sorted(set(stated_sizes(claims).values()))
     top,deep = float(values['architectures.wide_resnet.accuracy']),float(values['baseline.resnet34.accuracy'])
     tests = _against_all(values, others, ns, int(values['baseline.wide_resnet.runs']))

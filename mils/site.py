@@ -25,7 +25,8 @@ from .search import sections
 def _matching(pattern, pages):
     "The pages of a folder that fit a pattern, its index aside"
     folder = Path(pattern.strip('/')).parent
-    found = sorted(s for s in pages if Path('/'+s).match(pattern) and Path(s).parent==folder)
+    found = sorted(s for s in pages
+                   if Path('/'+s).match(pattern) and Path(s).parent==folder)
     return [pages[s] for s in found if Path(s).stem!='index']
 
 def menu(
@@ -37,9 +38,11 @@ def menu(
     entries = []
     for o in items:
         if 'auto' in o:
-            entries += [dict(text=p.title, purpose=_purpose(p), href=p.out) for p in _matching(o['auto'], pages)]
+            entries += [dict(text=p.title, purpose=_purpose(p), href=p.out)
+                        for p in _matching(o['auto'], pages)]
             continue
-        page,below = pages.get(o.get('href')),menu(o.get('contents',[]), pages)
+        page = pages.get(o.get('href'))
+        below = menu(o.get('contents',[]), pages)
         if page: entries.append(dict(text=o.get('text') or page.title, href=page.out))
         elif below: entries.append(dict(text=o['section'], contents=below))
     return entries
@@ -64,12 +67,15 @@ def render_page(
 )->str: # a whole HTML document
     "One page; `ValueError` where it refers to something that is not there"
     md = markdown(page, bib, outs)
-    filters = {'markdown2html':lambda s: md.render(''.join(s)), 'inline':lambda s: md.renderInline(s)}
+    filters = {'markdown2html':lambda s: md.render(''.join(s)),
+               'inline':lambda s: md.renderInline(s)}
     exp = HTMLExporter(raw_template=Path(template).read_text(encoding='utf-8'), template_name='basic',
                        exclude_output_prompt=True, filters=filters)
-    exp.environment.globals.update(page=page, site=site, refs=lambda: references(bib, page.cited))
+    exp.environment.globals.update(page=page, site=site,
+                                   refs=lambda: references(bib, page.cited))
     page.html,_ = exp.from_notebook_node(page.nb)
-    for _,anchor,_ in page.headings: page.html = page.html.replace(f'<a id="{anchor}"></a>', '')
+    for _,anchor,_ in page.headings:
+        page.html = page.html.replace(f'<a id="{anchor}"></a>', '')
     if page.unknown:
         unknown = ', '.join(map(repr, dict.fromkeys(page.unknown)))
         raise ValueError(f"nbs/{page.src}: unknown reference {unknown}; labels here: {', '.join(page.labels) or 'none'}")
@@ -82,7 +88,8 @@ def _render_plain(nbs, out):
     "Process and render with nbconvert"
     cfg = get_config()
     apply_directives(nbs)
-    pages = {s:read_page(s, nbs) for s in sorted(f.relative_to(nbs).as_posix() for f in nbs.rglob('*.ipynb'))}
+    pages = {s:read_page(s, nbs)
+             for s in sorted(f.relative_to(nbs).as_posix() for f in nbs.rglob('*.ipynb'))}
     outs = {s:p.out for s,p in pages.items()}
     bib = parse_file(nbs/'references.bib').entries
     conf = yaml.safe_load((cfg.config_path/'_quarto.yml').read_text(encoding='utf-8'))
@@ -90,11 +97,14 @@ def _render_plain(nbs, out):
     site = dict(title=cfg.title, description=cfg.description, copyright=cfg.copyright, url=cfg.doc_host+cfg.doc_baseurl,
                 menu=entries, order=list(reading_order(entries)), source=f'{cfg.git_url}/blob/{cfg.branch}/{cfg.nbs_path.name}',
                 after=(nbs/conf['format']['html']['include-after-body']).read_text(encoding='utf-8'))
-    files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode() for p in pages.values()}
-    files |= {f'{p.out[:-5]}.png':base64.b64decode(p.figure) for p in pages.values() if p.figure}          # for previews
+    files = {p.out:render_page(p, site, bib, outs, nbs/'page.html.j2').encode()
+             for p in pages.values()}
+    files |= {f'{p.out[:-5]}.png':base64.b64decode(p.figure)
+              for p in pages.values() if p.figure}          # for previews
     order = sorted(pages.values(), key=lambda p: p.src[0].isdigit())                                       # the library comes last
     files['search.js'] = f'window.SECTIONS = {json.dumps([o for p in order for o in sections(p)])}'.encode()
-    files |= {f.relative_to(nbs):f.read_bytes() for f in nbs.rglob('*') if f.suffix in _copied}
+    files |= {f.relative_to(nbs):f.read_bytes()
+              for f in nbs.rglob('*') if f.suffix in _copied}
     shutil.rmtree(out, ignore_errors=True)
     for name,data in files.items(): _write(out/name, data)
 
@@ -164,7 +174,8 @@ def build_readme(
         apply_directives(tmp)
         page = read_page('index.ipynb', tmp)
     for c in page.nb.cells:
-        if c.cell_type=='code': c.metadata.transient = nbformat.from_dict({'remove_source':not c.metadata.opts.get('echo', True)})
+        if c.cell_type=='code':
+            c.metadata.transient = nbformat.from_dict({'remove_source':not c.metadata.opts.get('echo', True)})
     page.nb.metadata.language_info = nbformat.from_dict({'name':'python'})
     body,res = MarkdownExporter().from_notebook_node(page.nb, {'output_files_dir':'index_files', 'unique_key':'index'})
     shutil.rmtree(root/'index_files', ignore_errors=True)

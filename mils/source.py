@@ -37,14 +37,17 @@ def _scan(path, empty, below='', chain=()):
     "All files below a folder as `(name, Item)`; links are followed, litter left out; names of empty folders go to `empty`"
     real = os.path.realpath(path)
     if real in chain: return
-    there = [e for e in sorted(os.scandir(path), key=lambda o: o.name) if not is_litter(e.name)]
+    there = [e for e in sorted(os.scandir(path), key=lambda o: o.name)
+             if not is_litter(e.name)]
     if below and not there: empty.append(as_text(below))
     for e in there:
-        if e.is_dir(): yield from _scan(e.path, empty, f'{below}{e.name}/', (*chain,real))
+        if e.is_dir():
+            yield from _scan(e.path, empty, f'{below}{e.name}/', (*chain,real))
         elif e.is_file():
             s = e.stat()
             yield as_text(below+e.name), Item(below+e.name, -1, s.st_size, -1, s.st_mtime_ns)
-        elif e.is_symlink(): yield as_text(below+e.name), Item(below+e.name, -1, -1, -1, 0)
+        elif e.is_symlink():
+            yield as_text(below+e.name), Item(below+e.name, -1, -1, -1, 0)
 
 # %% ../nbs/01_source.ipynb #22486f62
 class Source:
@@ -60,7 +63,8 @@ class Source:
         else: self._read_folder()
 
     def __contains__(self, name): return name in self.files
-    def __repr__(self): return f'Source({self.path}: {len(self.files):,} files, {len(self.zips)} zips)'
+    def __repr__(self):
+        return f'Source({self.path}: {len(self.files):,} files, {len(self.zips)} zips)'
 
 # %% ../nbs/01_source.ipynb #f8ea4f5f
 @patch
@@ -69,12 +73,14 @@ def _read_folder(self:Source):
     zips = []
     plain = dict(_scan(self.path, self.empty))
     for name in [o for o in plain if '/' not in o]:
-        if name.lower().endswith(archive_endings): self.notes.append(f'{name} is not read; unpack it')
+        if name.lower().endswith(archive_endings):
+            self.notes.append(f'{name} is not read; unpack it')
         if not name.lower().endswith('.zip') or plain[name].size<0: continue
         try: z = opened(self.path/plain[name].name)
         except Damaged as e: self.damaged.append(str(e))
         else:
-            if any(map(counts, z.infolist())): zips.append((self.path/plain[name].name, z))
+            if any(map(counts, z.infolist())):
+                zips.append((self.path/plain[name].name, z))
             else: self._pass_over(name, z)
     self._enter(zips, plain)
     skip = len(_wrapper(list(plain)))
@@ -83,7 +89,8 @@ def _read_folder(self:Source):
 @patch
 def _pass_over(self:Source, name, z):
     "Note a zip without pictures"
-    inside = [o for o in z.namelist() if o.lower().endswith(('.zip',*archive_endings))]
+    inside = [o for o in z.namelist()
+              if o.lower().endswith(('.zip',*archive_endings))]
     advice = f'; it holds {inside[0]}: unpack it' if inside else ''
     self.notes.append(f'{name} holds no pictures and is left out{advice}')
     z.close()
@@ -91,7 +98,8 @@ def _pass_over(self:Source, name, z):
 # %% ../nbs/01_source.ipynb #297287c6
 def _members(z):
     "The files of a zip by name, without the folder around everything"
-    members = {re.sub(r'^(\./)+', '', o.filename.replace('\\','/')):o for o in z.infolist() if not o.is_dir()}
+    members = {re.sub(r'^(\./)+', '', o.filename.replace('\\','/')):o
+               for o in z.infolist() if not o.is_dir()}
     members = {k:o for k,o in members.items() if not is_litter(k)}
     skip = len(_wrapper(list(members)))
     return {k[skip:]:o for k,o in members.items()}
@@ -100,7 +108,8 @@ def _folder_of(stem, names):
     "The folder, with its slash, for which a zip of this name stands; often none"
     split,rest = split_name(stem)
     pictures = [o for o in names if is_image(o)]
-    inside = [split_name(o) for o in {o.split('/')[0] for o in pictures if '/' in o}]
+    inside = [split_name(o) for o in {o.split('/')[0]
+                                      for o in pictures if '/' in o}]
     own = {s for s,r in inside if s and r in ((),rest)}
     if len(own)>1 or own and len(inside)==1: return ''                        # it has split folders
     return f'{stem}/' if split or not inside else ''
@@ -123,7 +132,8 @@ def _enter(self:Source, zips, plain):
 def _add_members(self:Source, path, members, below):
     "`ValueError` where the same name stands for other content"
     for k,o in members.items():
-        name,new = below+k,Item(o.filename, len(self.zips)-1, o.file_size, o.CRC, 0)
+        name,new = below+k,Item(o.filename, len(self.zips)-1,
+                                o.file_size, o.CRC, 0)
         old = self.files.get(name)
         differs = old and (old.size,old.crc)!=(new.size,new.crc)
         if differs and (is_image(name) or is_text(name)):
@@ -135,13 +145,15 @@ def _add_members(self:Source, path, members, below):
 def read(self:Source, name:str)->bytes:
     "The bytes of a file; safe to call from several threads"
     o = self.files[name]
-    return (self.path/o.name).read_bytes() if o.zip<0 else self.zips[o.zip].read(o.name)
+    if o.zip<0: return (self.path/o.name).read_bytes()
+    return self.zips[o.zip].read(o.name)
 
 @patch
 def text(self:Source, name:str)->str:
     "A text file without its byte-order mark; `ValueError` with its name where it cannot be read"
     o = self.files[name]
-    place = f' in {Path(self.zips[o.zip].filename).name}' if o.zip>=0 else ''
+    if o.zip>=0: place = f' in {Path(self.zips[o.zip].filename).name}'
+    else: place = ''
     try: b = self.read(name)
     except (*zip_errors,OSError) as e: raise ValueError(f'{name}{place} cannot be read ({e}); get it again') from None
     try: return b.decode('utf-8-sig')
@@ -154,14 +166,18 @@ def text(self:Source, name:str)->str:
 def below(self:Source, path:str)->str:
     "A listed path as seen from the folder, with slashes"
     for root in self.roots: path = path.removeprefix(root)
-    return '/'.join(o for o in path.replace('\\','/').split('/') if o not in ('','.'))
+    return '/'.join(o for o in path.replace('\\','/').split('/')
+                    if o not in ('','.'))
 
 @patch
 def find(self:Source, path:str):
     "The name under which a listed path is known, with or without `images/`, or `None`"
     if path in self.files: return path
     plain = self.below(path)
-    spellings = [path,plain] if plain.isascii() else [path, *(unicodedata.normalize(k, plain) for k in ('NFC','NFD'))]
+    if plain.isascii(): spellings = [path,plain]
+    else:
+        spellings = [path, *(unicodedata.normalize(k, plain)
+                             for k in ('NFC','NFD'))]
     for s in spellings:
         for name in (s, f'images/{s}', s.removeprefix('images/'), s.removeprefix(f'{self.path.stem}/')):
             found = {p+name for p in self.parts}&self.files.keys()

@@ -19,7 +19,9 @@ def parse_numbers(
     "Whole numbers and ranges from text; `ValueError` for anything else"
     numbers = []
     for part in str(text).split(','):
-        ends = [int(o) for o in part.split('-')] if re.fullmatch(r'\d+(-\d+)?', part) else []
+        if re.fullmatch(r'\d+(-\d+)?', part):
+            ends = [int(o) for o in part.split('-')]
+        else: ends = []
         if not ends or ends[-1]<ends[0]: raise ValueError(f'{text!r} is not a list of numbers; expected for example 0,1,2 or 0-49')
         numbers += range(ends[0], ends[-1]+1)
     return numbers
@@ -31,7 +33,8 @@ def at_least(
 ):
     "`ValueError` for an option that is too small; none is `None`"
     for name,v in numbers.items():
-        if v is not None and v<low: raise ValueError(f'--{name.replace("_", "-")} {v}; expected {low} or more')
+        if v is not None and v<low:
+            raise ValueError(f'--{name.replace("_", "-")} {v}; expected {low} or more')
 
 # %% ../nbs/11_specs.ipynb #d5e3e254
 def parse_settings(
@@ -60,7 +63,9 @@ def parse_networks(
         is_dynamic = 'dynamic' in words
         for options in parse_settings(':'.join(w for w in words if w!='dynamic')):
             stem = dict(dynamic=True, sampling='sample') if is_dynamic else {}
-            if is_dynamic: stem |= {k:options.pop(k) for k in _stem_settings if k in options}
+            if is_dynamic:
+                stem |= {k:options.pop(k)
+                         for k in _stem_settings if k in options}
             networks.append({'model':model, **stem, 'options':options})
     return networks
 

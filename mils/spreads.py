@@ -68,7 +68,8 @@ def _plus_minus(o, accuracy, ns, runs):
     reason = f'chance over pictures is ± {by_chance} pictures'
     written = float(parse_number(o.value)[1])
     if written<min(luck.values()): reason += ', so this is at most a spread over trainings'
-    told = [f'{n:,} pictures: {_words(readings)}' for n,readings in possible.items()]
+    told = [f'{n:,} pictures: {_words(readings)}'
+            for n,readings in possible.items()]
     return 'consistent',f'{reason} ({"; ".join(told)})'
 
 def check_spreads(
@@ -81,4 +82,5 @@ def check_spreads(
     value = numbers.drop_duplicates('claim').set_index('claim').value
     for i,o in numbers[numbers.quantity.str.fullmatch(r'.+_(pm|sd|se|std)')].iterrows():
         accuracy = value.get(o.claim.rpartition('_')[0])
-        if ns and accuracy is not None: yield i,*_plus_minus(o, accuracy, ns, runs)
+        if ns and accuracy is not None:
+            yield i,*_plus_minus(o, accuracy, ns, runs)

@@ -42,7 +42,8 @@ def _check_sets(p, runs, channels):
     "`ValueError` for a run that was not tested on all of these sets"
     tested = p.groupby('run', observed=True).channels.nunique()
     for r in runs:
-        if tested[r]<len(set(channels)): raise ValueError(f'{r} was not tested on all of {", ".join(channels)}')
+        if tested[r]<len(set(channels)):
+            raise ValueError(f'{r} was not tested on all of {", ".join(channels)}')
 
 # %% ../nbs/07_stats.ipynb #e1e38a8e
 def _interval(mean, var, dof, level):

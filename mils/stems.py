@@ -14,7 +14,8 @@ from .imageset import ChannelStats,ImageSet
 from .batches import stats_of
 from .runs import load_run
 from .sweeps import run_set
-from .tables import finished_runs,grow_table
+from .tables import finished_runs
+from .grown import grow_table
 
 # %% ../nbs/06i_stems.ipynb #ab54a69b
 def kernel_table(
@@ -24,7 +25,8 @@ def kernel_table(
     rows = []
     for s in (stem.channels, *((c,) for c in stem.channels)):
         k = stem.kernel(s).detach().numpy()
-        rows += [dict(channels=set_name(s), filter=f, channel=s[c], y=y, x=x, value=v) for (f,c,y,x),v in np.ndenumerate(k)]
+        rows += [dict(channels=set_name(s), filter=f, channel=s[c], y=y, x=x, value=v)
+                 for (f,c,y,x),v in np.ndenumerate(k)]
     return pd.DataFrame(rows)
 
 # %% ../nbs/06i_stems.ipynb #9738b7d0
@@ -39,7 +41,8 @@ def correlation_table(
     "Correlations under the learned covariance, beside those of the pixels"
     learned,data = map(_correlations, (stem.generator.cov().detach().numpy(), stats.cov))
     pairs = itertools.combinations(enumerate(stem.channels), 2)
-    return pd.DataFrame([dict(a=a, b=b, learned=learned[i,j], data=data[i,j]) for (i,a),(j,b) in pairs])
+    return pd.DataFrame([dict(a=a, b=b, learned=learned[i,j], data=data[i,j])
+                         for (i,a),(j,b) in pairs])
 
 # %% ../nbs/06i_stems.ipynb #c8350a3f
 def collect_stems(
@@ -57,7 +60,8 @@ def collect_stems(
         if cfg['seed']==0: kernels.append(kernel_table(stem).assign(run=f.name))
     if not correlations: return {}
     if not kernels: kernels = [pd.DataFrame(columns=['run'])]
-    tables = dict(correlations=pd.concat(correlations, ignore_index=True), kernels=pd.concat(kernels, ignore_index=True))
+    tables = dict(correlations=pd.concat(correlations, ignore_index=True),
+                  kernels=pd.concat(kernels, ignore_index=True))
     if not out: return tables
     for k,t in tables.items():
         path = Path(out)/f'{k}.csv'

@@ -38,7 +38,8 @@ _task_b = {   # claim -> formula
 
 # %% ../nbs/08e_study.ipynb #3cd0bfe6
 _mode,_way,_sets = 'task_a_modes','task_a_methods',[set_name(s) for s in channel_sets()]
-def _mean_of(sets): return f'mean({", ".join(f"{_mode}.{s}.accuracy" for s in sets)})'
+def _mean_of(sets):
+    return f'mean({", ".join(f"{_mode}.{s}.accuracy" for s in sets)})'
 _by_size = ', '.join(_mean_of([s for s in _sets if len(s)==n]) for n in (3,2,1))
 _task_a = {   # claim -> formula, or several readings of it
     **{f'{_mode}.{s}.relative':           f'100*{_mode}.{s}.accuracy/{_mode}.RGB.accuracy' for s in _sets},
@@ -91,6 +92,7 @@ def check_study(
     claims:pd.DataFrame,  # as from `read_claims`
 ): # yields index, verdict, reason
     "Statements of the study that other rows of it can contradict"
-    value,index = claims.set_index('claim').value,{c:i for i,c in claims.claim.items()}
+    value = claims.set_index('claim').value
+    index = {c:i for i,c in claims.claim.items()}
     for found in (_course(value), _efficiency(value, known_numbers(claims)), _grid(value)):
         for claim,verdict,reason in found: yield index[claim],verdict,reason

@@ -136,7 +136,9 @@ def extend(self:DynamicConv2d,
     akin = akin_to(like, self.channels, r)
     self.channels = channel_set((*self.channels, name), (*self.channels, name))
     grow(self.weight, self.generator.extend(self.weight.detach(), akin))
-    if self.told is not None: grow(self.told, torch.cat([self.told.detach(), torch.zeros_like(self.told[:1])]))
+    if self.told is not None:
+        grow(self.told, torch.cat([self.told.detach(),
+                                   torch.zeros_like(self.told[:1])]))
     if self.attention: self.attention.extend()
     self.in_channels = len(self.channels)
     if self.own is not None: self.own.in_channels = self.in_channels
@@ -154,7 +156,8 @@ def set_extra_state(self:DynamicConv2d, state): "The names are compared, not tak
 def _load_from_state_dict(self:DynamicConv2d, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
     key = prefix+'_extra_state'
     names = self.channels
-    if key in state_dict: names = tuple(json.loads(bytes(state_dict[key].round().int().tolist())))     # also of states halved or averaged
+    if key in state_dict:
+        names = tuple(json.loads(bytes(state_dict[key].round().int().tolist())))     # also of states halved or averaged
     if names!=self.channels:
         return error_msgs.append(f'the weights of {prefix[:-1] or "the layer"} are for channels {", ".join(names)}; '
                                  f'the layer has {", ".join(self.channels)}: make it with channels={names}')

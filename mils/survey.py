@@ -24,7 +24,8 @@ def _files(m, most):
     def read(i):
         try: return m.source.read(m.names[i])
         except Exception: return b''
-    with ThreadPoolExecutor(threads()) as ex: return [b for b in ex.map(read, _spaced(m, most)) if b]
+    with ThreadPoolExecutor(threads()) as ex:
+        return [b for b in ex.map(read, _spaced(m, most)) if b]
 
 # %% ../nbs/01dc_survey.ipynb #37984e34
 def holds_photos(

@@ -16,8 +16,11 @@ five = range(5)
 _plain = partial(arm, 'small_cnn', last=2)
 _one = partial(_plain, dynamic=True)
 
-def _specialists(why, names='RGB', **kwargs): return [_plain(why, channels=set_name(s), **kwargs) for s in channel_sets(names)]
-def _generators(why, names, **kwargs): return [_one(why, generator=g, **kwargs) for g in names.split()]
+def _specialists(why, names='RGB', **kwargs):
+    return [_plain(why, channels=set_name(s), **kwargs) for s in channel_sets(names)]
+def _generators(why, names, **kwargs):
+    return [_one(why, generator=g, **kwargs)
+            for g in names.split()]
 
 _later = 'added when two seeds had shown on validation images that five epochs leave every network far from trained'
 task_a = {}

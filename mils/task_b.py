@@ -15,7 +15,8 @@ _task_b = dict(photos, precision='bfloat16', epochs=10)
 _strict4 = partial(arm, 'strict4')
 _fine = partial(arm, 'strict4', fine=2)
 _wide = partial(arm, 'wide_resnet', width=2)
-_half,_cifar,_imagenet = (partial(arm, 'resnet34', stem=s) for s in ('half','cifar','imagenet'))
+_half,_cifar,_imagenet = (partial(arm, 'resnet34', stem=s)
+                          for s in ('half','cifar','imagenet'))
 _study_width = partial(arm, 'wide_resnet', width=4)
 
 task_b = {}
@@ -36,7 +37,8 @@ task_b['task-b'] = dict(_task_b, seeds=range(3), arms=[
     arm('strict3', 'the best of the ideas for three layers, one at a time; an arm before its test accuracy was looked at', fine=2)])
 
 # %% ../nbs/06_task_b.ipynb #c7aa61b8
-_searched = [{**opt, **lr} for opt in ({}, dict(opt='muon')) for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]   # {}: AdamW, 0.002
+_searched = [{**opt, **lr} for opt in ({}, dict(opt='muon'))
+             for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]   # {}: AdamW, 0.002
 task_b['task-b-tuning'] = dict(_task_b, epochs=3, seeds=[0], arms=[
     net(f'the same search for {whom}', overrides=o) for net,whom in ((_fine,'our network'),(_cifar,'ResNet34')) for o in _searched])
 
@@ -50,7 +52,9 @@ task_b['task-b-length'] = dict(_task_b, seeds=[0], arms=[
     _cifar('the length that a target rests on', epochs=40, seeds=_three),
     _wide('four times as long', epochs=40),
     _half('four times as long', epochs=40),
-    *[net(why, epochs=e) for e,why in ((5,'half as long'), (20,'twice as long')) for net in (_fine,_wide,_half,_cifar)],
+    *[net(why, epochs=e)
+      for e,why in ((5,'half as long'), (20,'twice as long'))
+      for net in (_fine,_wide,_half,_cifar)],
     _fine(_against, epochs=40, overrides=dict(wd=.3)),
     _fine(_against, epochs=40, overrides=dict(shift=1/8)),
     _fine(_against, epochs=40, overrides=dict(smoothing=.2)),
@@ -71,7 +75,8 @@ def _values(net, why, **values):
 def _recipes(net):
     "An arm for each change to the recipe"
     return [
-        *[net('SGD', overrides=dict(opt='sgd', **o)) for o in ({}, dict(lr=.1), dict(lr=.1, wd=5e-4))],
+        *[net('SGD', overrides=dict(opt='sgd', **o))
+          for o in ({}, dict(lr=.1), dict(lr=.1, wd=5e-4))],
         net('orthogonalised momentum', overrides=dict(opt='muon')),
         *[net('a smaller and a larger learning rate', overrides=dict(lr=v)) for v in (1e-3,4e-3)],
         *[net('less and more smoothing of labels', overrides=dict(smoothing=v)) for v in (0.,.2)],
@@ -132,7 +137,8 @@ task_b['task-b-224'] = dict(photos, size=224, classes='0-9', precision='float32'
 # %% ../nbs/06_task_b.ipynb #e9731ef0
 def _five_seeds(a):
     "The arm with five seeds where its network carries a claim"
-    if a['model'] in ('strict4','wide_resnet','resnet34'): return Arm({**a, 'seeds':five}, a.why)
+    if a['model'] in ('strict4','wide_resnet','resnet34'):
+        return Arm({**a, 'seeds':five}, a.why)
     return a
 
 task_b['task-b-full'] = dict(_task_b, size=64, classes=None, seeds=range(3), arms=[

@@ -20,20 +20,24 @@ from safetensors import safe_open,SafetensorError
 
 # %% ../nbs/06c_trained.ipynb #7c274ac2
 def _is_weight(k): return not k.endswith('_extra_state')                       # names of channels; older files have none
-def shapes_of(tensors): return {k:list(v.shape) for k,v in tensors.items() if _is_weight(k)}
+def shapes_of(tensors):
+    return {k:list(v.shape) for k,v in tensors.items() if _is_weight(k)}
 
 def todays_shapes(cfg, n_classes, size):
     "Names and shapes of the weights that would be trained today"
     try:
-        with torch.device('meta'): return shapes_of(create_network(cfg, n_classes, size).state_dict())
+        with torch.device('meta'):
+            return shapes_of(create_network(cfg, n_classes, size).state_dict())
     except (RuntimeError,NotImplementedError):                                  # it computes with numbers while it is made
-        with torch.random.fork_rng([]): return shapes_of(create_network(cfg, n_classes, size).state_dict())
+        with torch.random.fork_rng([]):
+            return shapes_of(create_network(cfg, n_classes, size).state_dict())
 
 def _stored_shapes(path, prefix):
     "Names and shapes of the weights in a file; none where it is missing or damaged"
     try:
         with safe_open(str(path), 'pt') as f:
-            return {k[len(prefix):]:f.get_slice(k).get_shape() for k in f.keys() if k.startswith(prefix) and _is_weight(k)}
+            return {k[len(prefix):]:f.get_slice(k).get_shape()
+                    for k in f.keys() if k.startswith(prefix) and _is_weight(k)}
     except (FileNotFoundError,SafetensorError): return {}
 
 # %% ../nbs/06c_trained.ipynb #bef42edb
@@ -42,7 +46,8 @@ def first_difference(stored, today):
     for k in [*today, *(k for k in stored if k not in today)]:
         if k not in stored: return f'{k} is missing there'
         if k not in today: return f'{k} is there and is no part of it today'
-        if stored[k]!=today[k]: return f'{k} is {stored[k]} there and {today[k]} today'
+        if stored[k]!=today[k]:
+            return f'{k} is {stored[k]} there and {today[k]} today'
 
 def _place(registry, name):
     home = registry.home(name)
@@ -72,7 +77,8 @@ def check_folder(cfg, ds, folder):
     "`ValueError` where a folder holds something else than the run that is asked for; a warning where that cannot be told"
     about = _stored_about(folder)
     if not about: return
-    asked = json.loads(json.dumps(dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg))))
+    asked = json.loads(json.dumps(dict(config=asdict(cfg),
+                                       data=data_identity(ds), versions=declared(cfg))))
     for part,today in asked.items():
         stored = about.get(part, {})
         if part=='config': stored = {**json.loads(json.dumps(as_ever)), **stored}
@@ -85,7 +91,8 @@ def check_folder(cfg, ds, folder):
         if stored and (d := first_difference(stored, today)):
             raise ValueError(_another(cfg, folder, d))
     warn_of_changes(cfg, folder, about.get('outside', {}))
-    if outside_digests(cfg) and (folder/'DONE').exists(): _check_predictions(cfg, ds, folder)
+    if outside_digests(cfg) and (folder/'DONE').exists():
+        _check_predictions(cfg, ds, folder)
 
 # %% ../nbs/06c_trained.ipynb #a6b1087e
 def _source(f):

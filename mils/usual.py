@@ -57,12 +57,14 @@ def image_files(
     classes=None,  # of a folder or zip: labels or names to keep
 )->tuple: # row -> (bytes, file ending); labels; rows by split
     "Where the image files come from"
-    if isinstance(data, ImageSet): return lambda i: (png_bytes(data.images[i]), '.png'), data.labels, data.splits
+    if isinstance(data, ImageSet):
+        return lambda i: (png_bytes(data.images[i]), '.png'), data.labels, data.splits
     m = data if isinstance(data, Manifest) else read_manifest(data, classes)
     if not holds_photos(m):
         raise ValueError(f'{m.source.path} holds other pictures than photographs, which the usual pipeline does not read')
     def read(i): return read_image(m, i),Path(m.names[i]).suffix
-    return read, m.labels, {k:np.flatnonzero(m.split==i) for i,k in enumerate(SPLITS)}
+    return read, m.labels, {k:np.flatnonzero(m.split==i)
+                            for i,k in enumerate(SPLITS)}
 
 # %% ../nbs/06k_usual.ipynb #8531b048
 def write_files(
@@ -91,10 +93,12 @@ def write_files(
 # %% ../nbs/06k_usual.ipynb #b8898dc6
 class Files(Dataset):
     "Image files, opened when they are asked for"
-    def __init__(self, paths, labels, transform): self.paths,self.labels,self.transform = paths,labels,transform
+    def __init__(self, paths, labels, transform):
+        self.paths,self.labels,self.transform = paths,labels,transform
     def __len__(self): return len(self.paths)
     def __getitem__(self, i):
-        with Image.open(self.paths[i]) as im: return self.transform(im.convert('RGB')), self.labels[i]
+        with Image.open(self.paths[i]) as im:
+            return self.transform(im.convert('RGB')), self.labels[i]
 
 def usual_transform(
     size:int,  # pixels
@@ -106,8 +110,11 @@ def usual_transform(
 ):
     "What torchvision does with one image"
     ts = [T.Resize(size), T.CenterCrop(size)] if resize else []
-    if train: ts += [T.RandomCrop(size, padding=round(shift*size), padding_mode='reflect'), T.RandomHorizontalFlip(0.5*flip)]
-    return T.Compose([*ts, T.ToTensor(), T.Normalize(stats.mean.tolist(), stats.std.tolist())])
+    if train:
+        ts += [T.RandomCrop(size, padding=round(shift*size), padding_mode='reflect'),
+               T.RandomHorizontalFlip(0.5*flip)]
+    return T.Compose([*ts, T.ToTensor(),
+                      T.Normalize(stats.mean.tolist(), stats.std.tolist())])
 
 # %% ../nbs/06k_usual.ipynb #6ba6759f
 def usual_loader(
@@ -121,8 +128,10 @@ def usual_loader(
 )->DataLoader:
     "A `DataLoader` over files"
     train,rows = split=='train',ds.splits[split]
-    tfm = usual_transform(ds.size, ds.stats, settings['shift'], settings['flip'], resize, train)
-    files = Files([str(Path(folder)/ds.names[i]) for i in rows], ds.labels[rows].tolist(), tfm)
+    tfm = usual_transform(ds.size, ds.stats,
+                          settings['shift'], settings['flip'], resize, train)
+    files = Files([str(Path(folder)/ds.names[i]) for i in rows],
+                  ds.labels[rows].tolist(), tfm)
     return DataLoader(files, settings['bs']*(2-train), shuffle=train, drop_last=train, num_workers=workers,
         persistent_workers=workers>0, pin_memory=device.type=='cuda')
 
@@ -146,7 +155,8 @@ def train_epoch(
         x,y = (o.to(device, non_blocking=True) for o in next(it))
         wait += time.perf_counter()-t
         for g in opt.param_groups: g['lr'] = lr(i/len(batches))
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp): loss = loss_func(net(x), y)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            loss = loss_func(net(x), y)
         opt.zero_grad()
         loss.backward()
         opt.step()
@@ -166,7 +176,8 @@ def top1_accuracy(
     device,hits,n = next(net.parameters()).device,0,0
     net.eval()
     for x,y in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp): pred = net(x.to(device)).argmax(1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            pred = net(x.to(device)).argmax(1)
         hits,n = hits+(pred==y.to(device)).sum(),n+len(y)
     return (hits/n).item()
 
@@ -181,7 +192,8 @@ def train_plain(
 )->list: # a row an epoch
     "Train `net` by `cfg` in a plain loop"
     s,rows = cfg.settings,[]
-    lr,loss_func = schedules[s['schedule']](s['lr']),nn.CrossEntropyLoss(label_smoothing=s['smoothing'])
+    lr = schedules[s['schedule']](s['lr'])
+    loss_func = nn.CrossEntropyLoss(label_smoothing=s['smoothing'])
     for e in range(cfg.epochs):
         row = train_epoch(net, opt, loss_func, batches(e), lambda p: lr((e+p)/cfg.epochs), amp)
         rows.append({**row, 'val_top1': top1_accuracy(net, val, amp)})

@@ -66,7 +66,8 @@ def save_state(
 # %% ../nbs/05g_weights.ipynb #ee398750
 def _as_parameter(v, p):
     "`v` in the memory layout of `p`, which a fused optimiser takes for granted"
-    return torch.empty_like(p, requires_grad=False).copy_(v) if v.shape==p.shape else v
+    if v.shape==p.shape: return torch.empty_like(p, requires_grad=False).copy_(v)
+    return v
 
 def load_state(
     learn:Learner,
@@ -75,7 +76,9 @@ def load_state(
     "Continue from `save_state`; `ValueError` for the state of another network"
     tensors,meta = load_tensors(path)
     parts = {tuple(k.split(':')):v for k,v in tensors.items()}
-    net = {k.removeprefix(net_prefix):v for k,v in tensors.items() if k.startswith(net_prefix)}
+    net = {k.removeprefix(net_prefix):v
+           for k,v in tensors.items()
+           if k.startswith(net_prefix)}
     try: learn.model.load_state_dict(net)
     except RuntimeError as e: raise ValueError(f'{path} is the state of another network, or of another version: {e}') from None
     learn.create_opt()

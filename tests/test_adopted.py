@@ -6,7 +6,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 from mils.chains import chain,solve_chain
 from mils.channels import convert
-from mils.converted import solve_layers
+from mils.solved import solve_layers
 from mils.imagenet import _way_sets,adoption
 from mils.tables import results_dir
 

@@ -242,7 +242,8 @@ def test_pages_fit_on_a_phone(site, chrome, screen):
         assert wide<=1, (p,wide)
         WebDriverWait(chrome, 10).until(lambda d: not d.execute_script("""
             return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth+1)
-                .filter(e => e.checkVisibility() && (e.tabIndex != 0 || !getComputedStyle(e).backgroundImage.includes('gradient'))).length"""), p)
+                .filter(e => e.checkVisibility())
+                .filter(e => e.tabIndex != 0 || !getComputedStyle(e).backgroundImage.includes('gradient')).length"""), p)
 
 def test_heads_of_tables(site, chrome):
     "One row of heads where pandas writes two, and no head that says nothing"

@@ -12,7 +12,8 @@ from tensors import assert_close,assert_same
 from mils.packed import open_zip
 from mils.manifest import read_manifest
 from mils.decode import decode,Unreadable
-from mils.imageset import channel_stats,fold,ImageSet,select_classes
+from mils.imageset import channel_stats,ImageSet,select_classes
+from mils.folds import fold
 from mils.unusable import BadImages,missing_files
 from mils.check import check
 from mils.pixels import Pixels

@@ -97,8 +97,9 @@ def test_muon_learns_and_resumes_to_the_bit(ds, tmp_path):
     for a,b in zip(whole.model.parameters(), again.model.parameters()): assert_same(a, b)
 
 SMALL = dict(model='strict4', options=dict(width=.25, parts='fade'))
-@pytest.mark.parametrize('lever,kw', [(dict(average=.9), {}), (dict(average=.9, opt='muon'), {}), (dict(mixup=.4), {}), (dict(cutmix=1.), {}),
-    (dict(small=.5), {}), ({}, SMALL), (dict(teacher='small_cnn'), SMALL)])
+LEVERS = [(dict(average=.9), {}), (dict(average=.9, opt='muon'), {}), (dict(mixup=.4), {}), (dict(cutmix=1.), {}), (dict(small=.5), {}),
+          ({}, SMALL), (dict(teacher='small_cnn'), SMALL)]
+@pytest.mark.parametrize('lever,kw', LEVERS)
 def test_levers_resume_to_the_bit(ds, tmp_path, lever, kw):
     cfg = Config(epochs=3, overrides=dict(bs=40, **lever), **kw)
     teacher = small_cnn(ds.n_classes, size=32) if cfg.teacher else None

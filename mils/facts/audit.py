@@ -27,14 +27,17 @@ def reported(led)->pd.DataFrame:
 def verdict_table(led)->Table:
     "What each verdict means, and how often it was given"
     t = led.groupby(['verdict','document']).size().unstack(fill_value=0).reindex(list(verdicts))
-    return Table(pd.DataFrame({'meaning':pd.Series(verdicts), 'in the tables':t['reported.csv'], 'in the summary':t['key-numbers.md']})
+    return Table(pd.DataFrame({'meaning':pd.Series(verdicts),
+                               'in the tables':t['reported.csv'], 'in the summary':t['key-numbers.md']})
         .loc[list(verdicts)].rename_axis('verdict'))
 
 # %% ../../nbs/09i_audit.ipynb #9818e982
 _notebooks = dict(study='08e_study', significance='08f_significance', recounts='08g_recounts', measured='08h_measured', audit='08i_audit')
 
-def _names(t): return (t.table+': '+t['row']+', '+t.quantity).str.replace('_', ' ')
-def _values(t): return (t.value.str.replace('|', ', ')+' '+t.unit.fillna('')).str.strip()
+def _names(t):
+    return (t.table+': '+t['row']+', '+t.quantity).str.replace('_', ' ')
+def _values(t):
+    return (t.value.str.replace('|', ', ')+' '+t.unit.fillna('')).str.strip()
 def _check(section):
     "A link to the check"
     return f"[{section.replace('-', ' ')}](../{_notebooks[section_pages[section]]}.ipynb#{section})"
@@ -51,7 +54,8 @@ def conflict_table(rows)->Table:
     for about,g in conflicts(rows).items():
         side = g[g.table==g.table.iloc[0]]
         why = side.reason
-        if len(side)>1: why = side['row'].str.replace('_', ' ')+', '+side.quantity+': '+why
+        if len(side)>1:
+            why = side['row'].str.replace('_', ' ')+', '+side.quantity+': '+why
         told.append({'conflict':about.replace('_', ' '), 'numbers':len(g), 'reported':in_words(_values(side)), 'why':'; '.join(why),
             'check':_check(g.section.iloc[0])})
     return Table(pd.DataFrame(told))
@@ -116,7 +120,8 @@ def _judged(rows):
     at = pd.Series(rows.index, claim).groupby(level=0).first()
     value = _values(rows).str.replace('G', 'G FLOPs')
     value = value.str.replace(r'^(\d+)(\d{3})$', r',', regex=True)
-    return {name:Judged(value[at[c]], rows.verdict[at[c]]) for name,c in _spoken_of.items()}
+    return {name:Judged(value[at[c]], rows.verdict[at[c]])
+            for name,c in _spoken_of.items()}
 
 # %% ../../nbs/09i_audit.ipynb #505f4319
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ def _tests(claims):
 def _slip(claims):
     "The mean of all channel sets with two digits swapped"
     claim,known = _spoken_of['mean'],known_numbers(claims)
-    return _swapped(claims.set_index('claim').value[claim], [evaluate(f, known) for f in study_formulas[claim]])
+    return _swapped(claims.set_index('claim').value[claim],
+                    [evaluate(f, known) for f in study_formulas[claim]])
 
 def read()->Audit:
     "The facts, from the ledger and the study's table"
@@ -162,6 +168,7 @@ def read()->Audit:
         verdicts={v.replace(' ', '_').replace('-', '_'):int((rows.verdict==v).sum()) for v in verdicts},
         conflicts=len(found), between_documents=max(map(len, found.values())), claims=_judged(rows),
         accuracies=picture_shares(claims).text.nunique(), pictures=_sizes(claims, (450,900,12000)),
-        readings=len(spreads), no_spread=in_words(v for v in plus_minus.value if not spread_readings(v, 450, runs)),
+        readings=len(spreads), no_spread=in_words(v for v in plus_minus.value
+                                                  if not spread_readings(v, 450, runs)),
         tests=len(p), hold=sum(x<=most for x in p.values()),
         ranked=len(order), efficiency_rank=1+order.index('wide_resnet'), most_efficient=order[0], slip=_slip(claims))

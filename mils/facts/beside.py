@@ -26,14 +26,18 @@ class Ours:
 
 wide = 'wide_resnet width=4'                    # the study's own network
 
-def _ends(value, low, high, form, unit=''): return f'{value:{form}}{unit} ({low:{form}} to {high:{form}})'
+def _ends(value, low, high, form, unit=''):
+    return f'{value:{form}}{unit} ({low:{form}} to {high:{form}})'
 
 # %% ../../nbs/09k_beside.ipynb #ed31eb5d
 def _against_target(rec, about):
     "By how much the study's network misses or exceeds 90 % of ResNet34"
-    deep,runs = rec.find(network=rec.best('resnet34')),rec.find(network=wide)
+    deep = rec.find(network=rec.best('resnet34'))
+    runs = rec.find(network=wide)
     x,y = rec.hits(deep),rec.hits(runs)
-    r,target,margin = Comparison(**rec.compare(deep, runs)),accuracy_of(.9*x),crossed(y-.9*x)
+    r = Comparison(**rec.compare(deep, runs))
+    target = accuracy_of(.9*x)
+    margin = crossed(y-.9*x)
     by_target = [100*(v/.9) for v in (r.ratio,r.ratio_low,r.ratio_high)]
     exceeded = [v-100 for v in by_target]
     points = [100*margin[k] for k in ('mean','low','high')]
@@ -62,7 +66,8 @@ def _sizes(rec, about):
         yield f'architectures.{row}.params',f'{millions[n]:.2f} M',f'`{n}`, {about}','task-b'
         yield f'rank(architectures.{row}.accuracy, architectures.*.accuracy)',f'{order.index(n)+1} of {len(order)}',about,'task-b'
     best = max(ours.values(), key=each.get)
-    four = max((n for n in depth.index if depth[n]==4), key=lambda n: rec.runs[rec.runs.network==n].val_top1.mean())
+    four = max((n for n in depth.index if depth[n]==4),
+               key=lambda n: rec.runs[rec.runs.network==n].val_top1.mean())
     a = accuracy_of(rec.hits(rec.find(network=four)))
     yield 'baseline.resnet34.params',f'{millions[deep]:.1f} M',f'`{deep}`, {about}','task-b'
     yield 'baseline.wide_resnet.param_reduction',f'{100*(1-millions[wide]/millions[deep]):.1f} %',about,'task-b'
@@ -91,11 +96,15 @@ def _luck(rec, about):
 # %% ../../nbs/09k_beside.ipynb #4177d674
 def _costs(rec):
     "What a prediction and a training step cost"
-    cpu,gpu = (pd.read_csv(results_dir()/'task-b'/f).set_index('network') for f in ('costs.csv','costs-cuda.csv'))
-    w,g,deep = cpu.loc[wide],gpu.loc[wide],rec.best('resnet34')
+    cpu,gpu = (pd.read_csv(results_dir()/'task-b'/f).set_index('network')
+               for f in ('costs.csv','costs-cuda.csv'))
+    w = cpu.loc[wide]
+    g = gpu.loc[wide]
+    deep = rec.best('resnet34')
     stems = [n for n in cpu.index if n.startswith('resnet34')]
     change = {n:100*(w.train_ms/cpu.train_ms[n]-1) for n in stems}
-    named = ', '.join(f'{change[n]:+.0f} % against `{n.split("=")[1]}`' for n in stems if n!=deep)
+    named = ', '.join(f'{change[n]:+.0f} % against `{n.split("=")[1]}`'
+                      for n in stems if n!=deep)
     steps = int(rec.runs.n_train.iloc[0]//w.train_batch*rec.runs.epochs.iloc[0])
     on_cpu = f'one picture of {w["size"]} px, {w.cores} cores'
     saved = (cpu.train_ms[deep]-w.train_ms)*steps/1e3
@@ -124,7 +133,8 @@ def _learning(rec, about):
     "The first layer's gradient, and epochs to half of ResNet34's accuracy, against ResNet34"
     deep,names = rec.best('resnet34'),rec.runs.set_index('run').network
     g,e = rec.tables['gradients'],rec.tables['epochs']
-    g = g[g.position==0].assign(network=g.run.map(names), first=g.epoch==g.epoch.min())
+    g = g[g.position==0].assign(network=g.run.map(names),
+                                first=g.epoch==g.epoch.min())
     norm = g.groupby(['network','first']).gradient.mean()
     early,late = (norm[wide][first]/norm[deep][first] for first in (True,False))
     half = e[e.run.isin(rec.find(network=deep))].groupby('run').val_top1.last().mean()/2
@@ -141,14 +151,17 @@ def _task_a():
     "What the layer costs, and the spread over seeds"
     rec,time = Recorded('task-a'),pd.read_csv(results_dir()/'task-a'/'latency.csv').set_index(['what','way'])
     runs = rec.runs[rec.runs.epochs==rec.runs.epochs.min()]
-    kind = dict(dynamic=True, generator='covariance', attention=False, sampling='sample', views=1, held_out='', epochs=runs.epochs.iloc[0])
+    kind = dict(dynamic=True, generator='covariance', attention=False, sampling='sample',
+                views=1, held_out='', epochs=runs.epochs.iloc[0])
     n = runs.set_index('run').parameters
-    one,alone = n[rec.find(**kind)[0]],n[rec.find(dynamic=False, channels='RGB', epochs=kind['epochs'])[0]]
+    one = n[rec.find(**kind)[0]]
+    alone = n[rec.find(dynamic=False, channels='RGB', epochs=kind['epochs'])[0]]
     seven = runs[~runs.dynamic].drop_duplicates('channels').parameters.sum()
     mixed,plain = (time.loc['small_cnn, 32 px',way] for way in ('mixed batch','plain'))
     study = runs[runs.network=='small_cnn last=2 dynamic generator=per_count attention=True lr=0.01'].test_top1
     whole = f'`small_cnn`, a batch of {mixed.batch:.0f} in which each picture has its own set'
-    sets,overhead = str(runs[~runs.dynamic].channels.nunique()),[100*(mixed[k]-1) for k in ('ratio','ratio_low','ratio_high')]
+    sets = str(runs[~runs.dynamic].channels.nunique())
+    overhead = [100*(mixed[k]-1) for k in ('ratio','ratio_low','ratio_high')]
     yield 'task_a_modes.RGB.accuracy_pm',f'±{100*study.std():.2f} points',f'standard deviation over {len(study)} seeds','task-a'
     yield 'task_a_methods.dynamic.param_overhead_max',f'{100*(one/alone-1):.4f} %',f'{one-alone} parameters','task-a'
     yield 'task_a_methods.dynamic.inference_overhead',_ends(*overhead, '.1f', ' %'),f'{whole}; none once folded','task-a'
@@ -193,7 +206,8 @@ def _measured(t):
     "What the audit measured again"
     t = t[(t.document=='reported.csv')&(t.ours!='')]
     t = t.assign(conditions=t.conditions.map(_shorter))
-    for o in t.itertuples(): yield f'{o.table}.{o.row}.{o.quantity}',o.ours,o.conditions,_page_of.get(o.table, 'task-b')
+    for o in t.itertuples():
+        yield f'{o.table}.{o.row}.{o.quantity}',o.ours,o.conditions,_page_of.get(o.table, 'task-b')
     pairs = t[(t.table=='task_a_modes')&(t.quantity=='relative')&(t.row.str.len()==2)]
     least = min(pairs.itertuples(), key=lambda o: float(o.ours.split()[0]))
     claim = 'least(task_a_modes.RG.relative, task_a_modes.GB.relative, task_a_modes.RB.relative)'

@@ -19,7 +19,9 @@ def measured(
     "What was measured on a device, one row a network, in the order of multiply-adds; `rate` in pictures a second"
     file = {'cpu':'costs.csv', 'cuda':'costs-cuda.csv'}[device]
     t = pd.read_csv(results_dir()/'task-b'/file).set_index('network').sort_values('multiply_adds')
-    return t.assign(rate=1e3*t.batch/t.batch_ms, rate_low=1e3*t.batch/t.batch_ms_high, rate_high=1e3*t.batch/t.batch_ms_low)
+    return t.assign(rate=1e3*t.batch/t.batch_ms,
+                    rate_low=1e3*t.batch/t.batch_ms_high,
+                    rate_high=1e3*t.batch/t.batch_ms_low)
 
 # %% ../../nbs/09f_cost.ipynb #7867eaa5
 _same,_twin = 'wide_resnet width=2','wide_resnet dropout=0.0 width=2'      # one network, once deployed
@@ -34,12 +36,17 @@ class Network:
     rate:float  # pictures a second, in batches of a useful size
     train_ms:float  # a training step
     parameters:float  # of what is deployed, millions
-    load:float; alone:float; in_batch:float; training:float; energy:float  # multiples: multiply-adds, ms, time in a batch, train_ms, energy in a batch
+    load:float  # multiply-adds, and all that follows, as multiples
+    alone:float  # of `ms`
+    in_batch:float  # time
+    training:float  # of `train_ms`
+    energy:float  # in a batch
 
 def _network(t, name, four):
     "One row, and its multiples of the row `four`"
     r,o = t.loc[name],t.loc[four]
-    energy = r.batch_energy_mj/o.batch_energy_mj if 'batch_energy_mj' in t else float('nan')
+    if 'batch_energy_mj' in t: energy = r.batch_energy_mj/o.batch_energy_mj
+    else: energy = float('nan')
     return Network(r.ms, r.rate, r.train_ms, r.parameters_deployed/1e6,
         r.multiply_adds/o.multiply_adds, r.ms/o.ms, o.rate/r.rate, r.train_ms/o.train_ms, energy)
 
@@ -49,7 +56,9 @@ names = dict(four='strict4 fine=2', four_wide='strict4 width=1.5', same=_same, t
 
 def _networks(t):
     "The networks that have a short name and were measured"
-    return {k:_network(t, n, names['four']) for k,n in names.items() if n in t.index}
+    return {k:_network(t, n, names['four'])
+            for k,n in names.items()
+            if n in t.index}
 
 # %% ../../nbs/09f_cost.ipynb #0cfce26e
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def curves()->Curves:
     "The records of Task B, each row with the name of its network"
     rec = Recorded('task-b')
     network = rec.runs.set_index('run').network
-    epochs,grads = (rec.tables[k].assign(network=lambda t: t.run.map(network)) for k in ('epochs','gradients'))
+    epochs,grads = (rec.tables[k].assign(network=lambda t: t.run.map(network))
+                    for k in ('epochs','gradients'))
     grads = grads.assign(product=grads.gradient*grads.weight)
     stems = [n for n in rec.runs.network.unique() if n.startswith('resnet34')]
     return Curves(rec.runs, epochs, grads, rec.best('resnet34'), rec.best('strict4'), stems)
@@ -51,13 +52,17 @@ def speed(c)->pd.DataFrame: # one row a network; columns such as `epochs to 50 %
     "Epochs, work (10^12 multiply-adds) and seconds to half and nine tenths of the final accuracy of the best ResNet34; means over seeds"
     costs = pd.read_csv(results_dir()/'task-b'/'costs.csv').set_index('network').reindex(c.runs.network.unique())
     images = c.runs.n_train.iloc[0]
-    per_epoch = {'epochs':1, 'work':3*costs.multiply_adds*images/1e12, 'seconds':costs.train_ms*(images//costs.train_batch)/1e3}
-    top1 = {n:t.pivot(index='epoch', columns='run', values='val_top1') for n,t in c.epochs.groupby('network')}
+    per_epoch = {'epochs':1, 'work':3*costs.multiply_adds*images/1e12,
+                 'seconds':costs.train_ms*(images//costs.train_batch)/1e3}
+    top1 = {n:t.pivot(index='epoch', columns='run', values='val_top1')
+            for n,t in c.epochs.groupby('network')}
     final = top1[c.best].iloc[-1].mean()
     columns = {'seeds':c.runs.groupby('network').size()}
     for share in (.5,.9):
-        reached = {n:epochs_until(t, share*final, 1/c.runs.classes.iloc[0]).mean(skipna=False) for n,t in top1.items()}
-        for what,each in per_epoch.items(): columns[f'{what} to {100*share:.0f} %'] = pd.Series(reached)*each
+        reached = {n:epochs_until(t, share*final, 1/c.runs.classes.iloc[0]).mean(skipna=False)
+                   for n,t in top1.items()}
+        for what,each in per_epoch.items():
+            columns[f'{what} to {100*share:.0f} %'] = pd.Series(reached)*each
     return pd.DataFrame(columns)
 
 # %% ../../nbs/09g_dynamics.ipynb #76b2126b
@@ -102,7 +107,8 @@ def _fewer(share):
     return f'{100*abs(share):.0f} % {word}'
 
 def _sooner(s, study, stem):
-    return Sooner(*(1-s[f'{what} to 50 %'][study]/s[f'{what} to 50 %'][stem] for what in ('epochs','seconds')))
+    return Sooner(*(1-s[f'{what} to 50 %'][study]/s[f'{what} to 50 %'][stem]
+                    for what in ('epochs','seconds')))
 
 # %% ../../nbs/09g_dynamics.ipynb #2e370ed4
 @dataclass(frozen=True)
@@ -156,7 +162,8 @@ def speed_table()->pd.DataFrame:
     "Epochs, work and seconds of each network to half and nine tenths of the best ResNet34's final accuracy"
     t = speed(curves()).drop(columns='seeds').sort_values('work to 90 %').rename_axis('network')
     forms = {k:'{:,.0f}' if k.startswith('seconds') else '{:.1f}' for k in t}
-    return pd.DataFrame({k:t[k].map(form.format).mask(t[k].isna(), '') for k,form in forms.items()})
+    return pd.DataFrame({k:t[k].map(form.format).mask(t[k].isna(), '')
+                         for k,form in forms.items()})
 
 def gradient_table()->pd.DataFrame:
     "The first layer of each network, after the first epoch, and as a multiple of the best ResNet34's"
@@ -177,7 +184,10 @@ def _looks(c):
     val = c.runs.groupby('network').val_top1.mean().sort_values(ascending=False)
     few = [c.ours,'strict4',c.study,*c.stems]
     few += [n for n in val.index if n not in few and not n.startswith('strict4')][:2]
-    return {n:dict(color=f'C{i}', ls='--' if n in c.stems else '-', marker='oDsx^'[i%5], ms=4, label=n) for i,n in enumerate(few)}
+    return {n:dict(color=f'C{i}',
+                   ls='--' if n in c.stems else '-',
+                   marker='oDsx^'[i%5], ms=4, label=n)
+            for i,n in enumerate(few)}
 
 def draw_curves():
     "Validation accuracy by epoch, with thin lines for single seeds"
@@ -199,7 +209,8 @@ def draw_first_layer():
     first = c.grads[c.grads.position==0]
     fig,axs = plt.subplots(1, 2, figsize=(10.5,3.4))
     for ax,(k,what) in zip(axs, (('gradient','norm of the gradient'),('product','gradient times weight'))):
-        for n,look in _looks(c).items(): ax.plot(first[first.network==n].groupby('epoch')[k].mean(), **look)
+        for n,look in _looks(c).items():
+            ax.plot(first[first.network==n].groupby('epoch')[k].mean(), **look)
         ax.set(xlabel='epoch', ylabel=what, yscale='log')
     axs[1].legend(loc='center left', bbox_to_anchor=(1,.5))
     number_log(*(ax.yaxis for ax in axs))
@@ -220,7 +231,8 @@ def draw_layers():
     fig,axs = plt.subplots(2, 3, figsize=(9.5,6), layout='constrained')
     for row,(measure,what) in zip(axs, (('gradient','gradient'),('product','gradient times weight'))):
         tables = {n:by_layer(c, n, measure) for n in (c.best,c.study,c.ours)}
-        scale = LogNorm(min(t.min().min() for t in tables.values()), max(t.max().max() for t in tables.values()))
+        scale = LogNorm(min(t.min().min() for t in tables.values()),
+                        max(t.max().max() for t in tables.values()))
         for ax,(n,t) in zip(row, tables.items()):
             im = _draw_layers(ax, t, scale)
             ax.set_title(n)

@@ -24,7 +24,8 @@ def _without(r, tried, rec):
 
 def _with_first(r, tried):
     "Validation accuracy of the same network with the first of two ideas only; not a number where there is one idea"
-    first = [s for s in tried.itertuples() if r.idea.startswith(s.idea+', ') and (s.options,s.seed)==(r.options,r.seed)]
+    first = [s for s in tried.itertuples()
+             if r.idea.startswith(s.idea+', ') and (s.options,s.seed)==(r.options,r.seed)]
     return first[0].val_top1 if first else np.nan
 
 # %% ../../nbs/09d_ideas.ipynb #54871b94
@@ -55,10 +56,13 @@ def trials()->Trials:
         added=[100*(r.val_top1-_with_first(r, tried)) for r in rows], few=tried.model.str.startswith('strict'))
     log = log[~log.idea.str.contains('as it was')].sort_values('gain', ascending=False)
     seeds = 100*rec.runs.groupby('network').val_top1.var().mean()**.5
-    pictures = np.mean([_pictures(rec, n, 'strict4') for n in ('strict4 fine=1','strict4 fine=2','strict4 width=1.5')])
+    pictures = np.mean([_pictures(rec, n, 'strict4')
+                        for n in ('strict4 fine=1','strict4 fine=2','strict4 width=1.5')])
     band = _band(log.few.sum(), seeds, pictures)
-    arms = sorted(n for n in rec.runs.network.unique() if n.startswith('strict') and ' ' in n)
-    return Trials(log.assign(verdict=[verdict(g-band, g+band) for g in log.gain]), seeds, pictures, band, arms)
+    arms = sorted(n for n in rec.runs.network.unique()
+                  if n.startswith('strict') and ' ' in n)
+    return Trials(log.assign(verdict=[verdict(g-band, g+band) for g in log.gain]),
+                  seeds, pictures, band, arms)
 
 # %% ../../nbs/09d_ideas.ipynb #e5103221
 _short = {
@@ -98,7 +102,8 @@ def read()->Ideas:
     few = t.log[t.log.few]
     added = few.added.dropna()
     rows = t.log.set_index('idea')
-    gain = {k:Gain(f'{rows.gain[idea]:+.1f}', rows.verdict[idea]) for k,idea in _short.items()}
+    gain = {k:Gain(f'{rows.gain[idea]:+.1f}', rows.verdict[idea])
+            for k,idea in _short.items()}
     waiting = [k for k in ideas if k not in rows.index and 'as it was' not in k]
     return Ideas(len(few), len(t.log)-len(few), int((few.verdict=='ahead').sum()), int((few.verdict=='behind').sum()),
         float(t.seeds), float(t.pictures), float(t.band), gain, len(added), f'{added.min():+.1f}', f'{added.max():+.1f}',

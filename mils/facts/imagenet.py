@@ -44,9 +44,13 @@ class Way:
     singles:Share  # mean of one channel
 
     @property
-    def worst_pair(self): return min((self.by_set[s] for s in pairs), key=lambda o: o.ratio)
+    def worst_pair(self):
+        return min((self.by_set[s] for s in pairs),
+                   key=lambda o: o.ratio)
     @property
-    def worst_single(self): return min((self.by_set[s] for s in singles), key=lambda o: o.ratio)
+    def worst_single(self):
+        return min((self.by_set[s] for s in singles),
+                   key=lambda o: o.ratio)
 
 @dataclass(frozen=True)
 class ImageNet:
@@ -70,7 +74,9 @@ class ImageNet:
 def _way(hits, way, rgb):
     by_set = {s:hits[way,s] for s in (*pairs,*singles)}
     mean = lambda sets: np.mean([by_set[s] for s in sets], 0)
-    return Way({s:share_of(rgb, h) for s,h in by_set.items()}, share_of(rgb, mean(pairs)), share_of(rgb, mean(singles)))
+    return Way({s:share_of(rgb, h) for s,h in by_set.items()},
+               share_of(rgb, mean(pairs)),
+               share_of(rgb, mean(singles)))
 
 def read()->ImageNet:
     "The facts, from the recorded predictions"

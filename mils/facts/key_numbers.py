@@ -80,12 +80,15 @@ class KeyNumbers:
 def read()->KeyNumbers:
     "The facts, from the summary and the recorded runs"
     rows,rec = _rows(),Recorded('task-b')
-    def versus(n): return Comparison(**rec.compare(rec.find(network=n), rec.find(network=wide)))
+    def versus(n):
+        return Comparison(**rec.compare(rec.find(network=n),
+                                        rec.find(network=wide)))
     best = rec.best('resnet34')
     stems = [n for n in rec.runs.network.unique() if n.startswith('resnet34')]
     others = [versus(n) for n in _architectures().values() if n!=wide]
     return KeyNumbers(rows, len(rows), int((rows.ours!='').sum()),
-        verdicts={v.replace(' ', '_').replace('-', '_'):int(n) for v,n in rows['verdict on theirs'].value_counts().items()},
+        verdicts={v.replace(' ', '_').replace('-', '_'):int(n)
+                  for v,n in rows['verdict on theirs'].value_counts().items()},
         wide=versus(best), by_stem={n.split('=')[1]:versus(n) for n in stems},
         rank=int(1+sum(r.diff<0 for r in others)), ranked=1+len(others),
         others=len(others), won=int(sum(r.diff>0 and r.p<.001 for r in others)))

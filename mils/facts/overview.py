@@ -21,7 +21,8 @@ from .task_b import read as read_task_b
 def _row(what, r, goal=False):
     "A comparison: a share of the yardstick, its interval, a verdict and how many trainings"
     said = f'90 %: {r.reaches_90}' if goal else r.order
-    return {'comparison':what, 'share':r.share, '95 % interval':r.share_range, 'verdict':said, 'seeds or folds':r.seeds}
+    return {'comparison':what, 'share':r.share,
+            '95 % interval':r.share_range, 'verdict':said, 'seeds or folds':r.seeds}
 
 def comparisons()->Table:
     "The comparisons behind the answers"
@@ -64,9 +65,14 @@ def draw_ceiling(ax=None):
     "One network on chroma, with the best possible as a line above each dot"
     import matplotlib.pyplot as plt
     ax,t = ax or plt.subplots(figsize=(6.4,3))[1], ceiling()
-    ax.scatter(range(len(t)), t.best, marker='_', s=900, lw=2.5, color='.25', label='best possible')
-    ax.errorbar(range(len(t)), t.top1, yerr=[t.top1-t.low,t.high-t.top1], fmt='o', ms=5, capsize=3, label='one network')
-    ax.set(xticks=range(len(t)), xticklabels=t.index, ylabel='test accuracy', ylim=(0,1))
+    ax.scatter(range(len(t)),
+               t.best, marker='_', s=900, lw=2.5, color='.25', label='best possible')
+    ax.errorbar(range(len(t)),
+                t.top1,
+                yerr=[t.top1-t.low,t.high-t.top1],
+                fmt='o', ms=5, capsize=3, label='one network')
+    ax.set(xticks=range(len(t)),
+           xticklabels=t.index, ylabel='test accuracy', ylim=(0,1))
     ax.legend(loc='lower left')
     return ax
 
@@ -96,7 +102,8 @@ def own_run()->Table: # nothing where none was trained here
     "A reader's own training of chroma beside the recorded one"
     mine = your_run('chroma')
     if mine is None: return None
-    both = Recorded('chroma').runs.merge(mine, 'right', on=['network','seed','epochs','data_key'], suffixes=('_recorded',''))
+    both = Recorded('chroma').runs.merge(mine, 'right',
+                                         on=['network','seed','epochs','data_key'], suffixes=('_recorded',''))
     was,now = 100*both.test_top1_recorded,100*both.test_top1
     return Table(pd.DataFrame({'network':both.network, 'seed':both.seed, 'recorded, %':was.round(2), 'Your run, %':now.round(2),
         'difference, points':(now-was).round(2)}))

@@ -40,10 +40,13 @@ def arms()->Arms:
     t = rec.runs.assign(arm=[_arm_name(r) for r in rec.runs.itertuples()])
     short = t[t.dynamic&(t.epochs==t.epochs[~t.dynamic].min())]
     alone = t[~t.dynamic].groupby(['channels','epochs'])
-    return Arms(rec, {a:list(g.run) for a,g in short.groupby('arm')}, {k:list(g.run) for k,g in alone}, int(t.n_test.iloc[0]))
+    return Arms(rec, {a:list(g.run) for a,g in short.groupby('arm')},
+                {k:list(g.run) for k,g in alone},
+                int(t.n_test.iloc[0]))
 
 # %% ../../nbs/09h_statistics.ipynb #60a022f2
-def _variance(hits): return float(np.mean([h.mean(1).var(ddof=1) for h in hits if len(h)>1]))
+def _variance(hits):
+    return float(np.mean([h.mean(1).var(ddof=1) for h in hits if len(h)>1]))
 def _disagree(a, b): return ((a-b)**2).mean()
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Luck:
 
 def _luck(hits, apart, same, pictures):
     "From `(seeds, images)` of several networks"
-    return Luck(float(apart), float(same), float(max(0, _variance(hits)-same/2/pictures)**.5))
+    return Luck(float(apart), float(same),
+                float(max(0, _variance(hits)-same/2/pictures)**.5))
 
 # %% ../../nbs/09h_statistics.ipynb #502369ac
 def _luck_of_one(a):
@@ -70,9 +74,13 @@ def _luck_of_one(a):
 
 def _luck_of_mean(a):
     "In the mean over all channel sets, from four arms"
-    hits = [a.rec.hits(a.runs[k]) for k in ('covariance','rescale','adapter','gray')]
-    apart = np.mean([_disagree(x[i], y[i]) for x in hits for y in hits if x is not y for i in range(3)])
-    same = np.mean([_disagree(x[i], x[j]) for x in hits for i in range(3) for j in range(i)])
+    hits = [a.rec.hits(a.runs[k])
+            for k in ('covariance','rescale','adapter','gray')]
+    apart = np.mean([_disagree(x[i], y[i])
+                     for x in hits for y in hits if x is not y
+                     for i in range(3)])
+    same = np.mean([_disagree(x[i], x[j])
+                    for x in hits for i in range(3) for j in range(i)])
     return _luck(hits, apart, same, a.pictures)
 
 # %% ../../nbs/09h_statistics.ipynb #49e2b831
@@ -81,12 +89,15 @@ public = 450         # test pictures of the course's public split
 def draw_luck(a):
     "Accuracy of every specialist, and how far other pictures could move it"
     accuracies = {k:a.rec.hits(r).mean(1) for k,r in a.alone.items()}
-    rows,lengths = sorted(accuracies, key=lambda k: accuracies[k].mean()),sorted({e for _,e in accuracies})
+    rows = sorted(accuracies, key=lambda k: accuracies[k].mean())
+    lengths = sorted({e for _,e in accuracies})
     fig,ax = plt.subplots(figsize=(7,.26*len(rows)+.9))
     for i,(channels,epochs) in enumerate(rows):
         acc = accuracies[channels,epochs]
-        ax.plot(100*np.array(wilson(acc.mean()*a.pictures, a.pictures)), [i,i], color='.8', lw=7, solid_capstyle='butt')
-        ax.plot(100*acc, [i]*len(acc), 'o', ms=4, alpha=.8, color=f'C{lengths.index(epochs)}')
+        ax.plot(100*np.array(wilson(acc.mean()*a.pictures, a.pictures)),
+                [i,i], color='.8', lw=7, solid_capstyle='butt')
+        ax.plot(100*acc, [i]*len(acc),
+                'o', ms=4, alpha=.8, color=f'C{lengths.index(epochs)}')
     ax.set(yticks=range(len(rows)), yticklabels=[f'{c}, {e} epochs' for c,e in rows], xlabel='test accuracy, %')
     fig.tight_layout()
 
@@ -95,7 +106,8 @@ def draw_detectable(a):
     luck,seeds = _luck_of_mean(a),range(1, 11)
     fig,ax = plt.subplots(figsize=(6.2,3))
     for n,mark in ((public,'o'),(a.pictures,'D'),(12_000,'s')):
-        ax.plot(seeds, [luck.least(n, s) for s in seeds], '-'+mark, ms=4, label=f'{n:,} pictures')
+        ax.plot(seeds, [luck.least(n, s) for s in seeds],
+                '-'+mark, ms=4, label=f'{n:,} pictures')
     ax.set(xlabel='seeds of each network', ylabel='detectable difference, points', ylim=(0,None), xticks=seeds)
     ax.legend()
 
@@ -135,8 +147,11 @@ def goal_table(
 )->pd.DataFrame:
     "Which share of seven specialists' accuracy does one network keep?"
     goals = (.9,.94,.98)
-    rows = {e:(f'{c.ratio:.3f}', f'{c.lower:.3f}', *map(c.reaches, goals)) for e,c in task_a.equal.items()}
-    t = pd.DataFrame.from_dict(rows, 'index', columns=['share','lower bound',*(f'keeps {100*g:.0f} %' for g in goals)])
+    rows = {e:(f'{c.ratio:.3f}', f'{c.lower:.3f}', *map(c.reaches, goals))
+            for e,c in task_a.equal.items()}
+    t = pd.DataFrame.from_dict(rows, 'index',
+                               columns=['share','lower bound',
+                                        *(f'keeps {100*g:.0f} %' for g in goals)])
     return t.rename_axis('epochs')
 
 # %% ../../nbs/09h_statistics.ipynb #7cc7f055
@@ -178,6 +193,7 @@ def read()->Statistics:
     pictures_move = np.mean([h.mean()*(1-h.mean())/a.pictures for h in hits]).item()**.5
     ahead,pairs = t[t.order=='ahead'],rank_pairs(scores)
     return Statistics(100*_variance(hits)**.5, 100*pictures_move, one.same,
-        {s:mean.least(a.pictures, s) for s in (3,5)}, {s:one.least(a.pictures, s) for s in (3,5)},
+        {s:mean.least(a.pictures, s) for s in (3,5)}, {s:one.least(a.pictures, s)
+                                                       for s in (3,5)},
         public, one.least(public, 3), len(t), len(ahead), int((t.order=='behind').sum()), ahead.comparison.iloc[0].points,
         _chance(friedman(scores)['p']), len(scores), len(pairs), int((pairs.holm<.05).sum()))

@@ -13,7 +13,8 @@ from ..tables import results_dir
 # %% ../../nbs/09j_trust.ipynb #5ef999df
 def every_run()->pd.DataFrame: # one row a run; `results` is the folder
     "The runs of every recorded experiment"
-    tables = {f.parent.name:pd.read_csv(f) for f in sorted(results_dir().glob('*/runs.csv'))}
+    tables = {f.parent.name:pd.read_csv(f)
+              for f in sorted(results_dir().glob('*/runs.csv'))}
     return pd.concat(tables, names=['results','row']).reset_index('results')
 
 # %% ../../nbs/09j_trust.ipynb #aa348d92
@@ -38,4 +39,6 @@ class Trust:
 def read()->Trust:
     "The facts, from the tables of runs"
     every = every_run()
-    return Trust(len(every), every.seconds.sum()/3600, every.results.nunique(), ' and '.join(sorted(set(every.device))))
+    return Trust(len(every), every.seconds.sum()/3600,
+                 every.results.nunique(),
+                 ' and '.join(sorted(set(every.device))))

@@ -27,7 +27,8 @@ class Bank(Generator):
         if scale=='learned': self.gain = nn.Parameter(gain)
         else: self.register_buffer('gain', gain)
         self.exact = scale!='learned'
-    def forward(self, mask): return torch.diag_embed(mask*self.gain[mask.sum(1)-1][:,None])
+    def forward(self, mask):
+        return torch.diag_embed(mask*self.gain[mask.sum(1)-1][:,None])
 
 register_generator(partial(Bank, scale='count'), name='rescale')
 register_generator(partial(Bank, scale='none'), name='zero_fill');
@@ -53,7 +54,8 @@ def _load_from_state_dict(self:Bank, *args):
 class Gray(Generator):
     "Every slot sees the mean of the present channels"
     exact = False
-    def forward(self, mask): return (mask/mask.sum(1, keepdim=True))[:,None,:].repeat(1, self.slots, 1)
+    def forward(self, mask):
+        return (mask/mask.sum(1, keepdim=True))[:,None,:].repeat(1, self.slots, 1)
 
 # %% ../../nbs/02e_counting.ipynb #785b9ed4
 def _ranks(mask):
@@ -99,12 +101,14 @@ class Adapter(Generator):
         super().__init__(n)
         k = torch.arange(1, n+1)
         mean = (torch.arange(n)<k[:,None])/k[:,None]                        # (count, place)
-        self.mix = nn.Parameter(torch.cat([mean[:-1,None,:].repeat(1,n,1), torch.eye(n)[None]]))
+        self.mix = nn.Parameter(torch.cat([mean[:-1,None,:].repeat(1,n,1),
+                                           torch.eye(n)[None]]))
     def forward(self, mask):
         mix = self.mix[mask.sum(1)-1]                                       # (batch, slot, place)
         places = _ranks(mask).clamp(min=0)[:,None,:].expand(-1, self.n, -1)
         return mix.gather(2, places)*mask[:,None,:]
     def extend(self, weight, like):
         old,n = self.mix.detach(),self.n
-        grow(self.mix, torch.cat([nn.functional.pad(old, (0,1,0,1)), torch.eye(n+1, device=old.device)[None]]))
+        grow(self.mix, torch.cat([nn.functional.pad(old, (0,1,0,1)),
+                                  torch.eye(n+1, device=old.device)[None]]))
         return super().extend(weight, like)

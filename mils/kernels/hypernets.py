@@ -17,7 +17,8 @@ class Correction(nn.Module):
     def __init__(self, n, dim=4, hidden=8):
         super().__init__()
         self.embed = nn.Parameter(torch.randn(n, dim))
-        self.net = nn.Sequential(nn.Linear(3*dim, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
+        self.net = nn.Sequential(nn.Linear(3*dim, hidden),
+                                 nn.Tanh(), nn.Linear(hidden, 1, bias=False))
         nn.init.zeros_(self.net[2].weight)
         self.register_buffer('rows', torch.ones(n))                     # channels that are filled in: not those that came later
     def forward(self, mask):
@@ -39,7 +40,8 @@ class HyperNet(Generator):
     def __init__(self, n, corr=None):
         super().__init__(n)
         self.correction = Correction(n)
-    def forward(self, mask): return torch.diag_embed(mask.to(self.correction.embed.dtype))+self.correction(mask)
+    def forward(self, mask):
+        return torch.diag_embed(mask.to(self.correction.embed.dtype))+self.correction(mask)
     def extend(self, weight, like):
         self.correction.extend(like)
         return super().extend(weight, like, like.mix(weight, 1)[:,None])
