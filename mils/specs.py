@@ -10,7 +10,6 @@ import hashlib,json,re,sys
 from itertools import product
 from pathlib import Path
 from .core import channel_set,write_atomic
-from .config import typed_value
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -41,6 +40,7 @@ def parse_settings(
     text:str,  # `"lr=0.001,0.002:bs=64"`
 )->list: # dicts, one for each combination of values
     "All combinations of named values"
+    from mils.config import typed_value
     names,values = [],[]
     for part in filter(None, text.split(':')):
         name,equals,several = part.partition('=')
