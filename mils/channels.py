@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from .core import channel_set
 from .layer import DynamicConv2d
-from .adaptive import ChannelAdaptive,NotTaken,on_pictures,replace
+from .adaptive import ChannelAdaptive,named,NotTaken,on_pictures,replace
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -26,9 +26,8 @@ def _tensors(o):
     elif dataclasses.is_dataclass(o): o = list(vars(o).values())
     return [t for v in o for t in _tensors(v)] if isinstance(o, (list,tuple)) else []
 
-def _same(a, b, dtype=torch.float32):
-    "Whether two outcomes are equal but for rounding in a network of this type; bfloat16 has two digits"
-    tol = max(1e-3, 8*torch.finfo(dtype).eps)
+def _same(a, b, tol=1e-3):
+    "Whether two outcomes are equal but for rounding"
     if [t.shape for t in a]!=[t.shape for t in b]: return False
     return all(torch.allclose(s, t, rtol=tol, atol=tol*s.nan_to_num(0,0,0).abs().max().item() if s.numel() else 0, equal_nan=True)
                for s,t in zip(a, b))
@@ -96,6 +95,25 @@ def _leaks(self:ChannelAdaptive, sets, args, kwargs, saw):
     return clean
 
 @patch
+def _changes(self:ChannelAdaptive, channels, args, kwargs):
+    "Whether the stems are shown something else, or something else comes out, where pictures have just these channels"
+    shown,rows,eps = [],self.stem.rows(channels),torch.finfo(self.stem.weight.dtype).eps
+    hooks = [stem.register_forward_pre_hook(lambda m, x: shown.append(x[0])) for stem in self.stems]
+    try: outs = [self._outcome([channels], args, kwargs, fill) for fill in (.7,None)]
+    finally:
+        for h in hooks: h.remove()
+    k = len(shown)//2
+    same = _same(_tensors([x[:,rows] for x in shown[:k]]), _tensors(shown[k:]), max(1e-5, 2*eps))
+    return not (same and _same(*outs, max(1e-3, 8*eps)))
+
+@patch
+def _pictures(self:ChannelAdaptive, args, kwargs):
+    "Names of the arguments that hold pictures of all channels"
+    counts = {k:[] for k in named(self.net, args, kwargs)}
+    for (k,v),o in zip(counts.items(), (*args,*kwargs.values())): on_pictures(lambda x: v.append(x.shape[-3]), o)
+    return {k for k,v in counts.items() if len(self.channels) in v}
+
+@patch
 def try_with(self:ChannelAdaptive,
     *args,  # that the network takes, with a picture of all channels among them
     **kwargs
@@ -105,8 +123,8 @@ def try_with(self:ChannelAdaptive,
     first,rest = self.channels[:1],self.channels[:0:-1]
     saw = {}
     with _on_trial(self):
-        clean = [self._leaks([s], args, kwargs, saw) for s in (first, rest)]
-        try: self.between = not _same(clean[1], self._outcome([rest], args, kwargs), self.stem.weight.dtype)
+        for s in (first,rest): self._leaks([s], args, kwargs, saw)
+        try: self.between = self._changes(rest, args, kwargs)
         except Exception: self.between = True
         for mode in (True,False):
             try:
@@ -114,6 +132,7 @@ def try_with(self:ChannelAdaptive,
                 break
             except Exception: pass                                    # a network that cannot do it will say so when it is asked to
     for stem in self.stems: stem.had_sets,stem.wrapped = False,True
+    self.held = self._pictures(args, kwargs)
     self.places = None if saw else self._ways()
     return saw
 
@@ -130,12 +149,14 @@ def _find_stem(net, n):
     "The path of the first convolution, which has to take `n` channels; `ValueError` otherwise"
     name = type(net).__name__
     path,conv = next(((k,m) for k,m in net.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), (None,None))
-    if conv is None: raise ValueError(f'{name} has no convolution')
+    if conv is None: raise ValueError(f'{name} has no convolution; a linear layer that is given pieces of the picture cannot be converted')
     if not path: raise ValueError('a convolution alone is no network; use DynamicConv2d.from_conv')
     if isinstance(conv, DynamicConv2d): raise ValueError(f'the first convolution of {name}, {path}, serves every channel set already')
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f'the first convolution of {name}, {path}, is a {type(conv).__name__}; only an nn.Conv2d can be converted')
-    if conv.in_channels!=n: raise ValueError(f'the first convolution of {name}, {path}, takes {conv.in_channels} channels, not {n}')
+    if conv.in_channels!=n:
+        raise ValueError(f'the first convolution of {name}, {path}, takes {conv.in_channels} channels, not {n}: '
+                         'either channels= names others, or the picture is rearranged before it, and then it cannot be converted')
     return path
 
 def _sizes(net):
