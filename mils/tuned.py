@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 import numpy as np,pandas as pd,torch
 import torch.nn.functional as F
+from torch import nn
 from .core import channel_sets,progress,set_name,write_atomic
 from .imageset import ImageSet
 from .channels import convert
