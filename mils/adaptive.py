@@ -138,31 +138,6 @@ def _named(self, x, mask=None, *args, channels=None, **kwargs): "How a call look
 ChannelAdaptive.forward.__signature__ = inspect.signature(_named)
 
 
-# %% ../nbs/02d_adaptive.ipynb #96baff16
-@patch
-def _ways(self:ChannelAdaptive):
-    "Each step from here to a stem: a module, a name in it, and what it has under that name"
-    res = []
-    for path in [k for k,m in self.named_modules(remove_duplicate=False) if isinstance(m, DynamicConv2d)]:
-        m = self
-        for name in path.split('.'):
-            res.append((m, name, m._modules[name]))
-            m = m._modules[name]
-    return res
-
-@patch
-def _is_tried(self:ChannelAdaptive): return self.places is not None and all(m._modules.get(k) is o for m,k,o in self.places)
-
-@patch
-def _be_sure(self:ChannelAdaptive, channels, args, kwargs):
-    "Try the network with this call's arguments, if it was not tried yet or was changed"
-    if torch.compiler.is_compiling() or getattr(self, '_is_replica', False) or self._is_tried(): return
-    if self.stem.weight.is_meta or len(self.channels)==1: return
-    if torch.jit.is_tracing(): raise RuntimeError('call the network once with a channel set before it is traced, so that it is tried')
-    if channels is not None: args,kwargs = widen(self.stem.rows(channels), len(self.channels), args, kwargs)
-    others = self.try_with(*args, **kwargs)
-    if others: raise ValueError(self._reads_besides(others))
-
 # %% ../nbs/02d_adaptive.ipynb #1a0471cf
 _compiled_sets = {}                                   # of each network
 
