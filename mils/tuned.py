@@ -16,11 +16,11 @@ from .imageset import ImageSet
 from .channels import convert
 from .sampling import sample_masks
 from .tables import results_dir
-from .imagenet import adoption,efficientnet_lite0,enlarged,imagenet_rows,pictures_of,ranks,stats_about
+from .imagenet import adoption,efficientnet_lite0,enlarged,imagenet_rows,pictures_of,rank_piece,ranks,stats_about
 
 # %% ../nbs/06pa_tuned.ipynb #7cdedcef
 tuning = dict(
-    steps=300, batch=32,  # pictures are mirrored by chance, seen once, and scaled up as for the test
+    steps=200, batch=32,  # pictures are mirrored by chance, seen once, and scaled up as for the test
     rates=(1e-4,3e-4,1e-3), tried=40,  # AdamW's learning rates, one cycle, and the steps after which one is chosen
     val=700,  # validation pictures, each with one of the seven sets in turn
     seed=0)
@@ -81,10 +81,11 @@ def tune_weights(
     folder,  # where what was done is kept
     net:nn.Module=None,  # default: `efficientnet_lite0()`
     plan:dict=tuning,
-    size:int=adoption['size'],
+    about:dict=adoption,  # size and pieces of the test
+    pieces:int=None,  # how many pieces of the test; default: all
 )->pd.DataFrame: # a row a test picture and set: `channels`, `image`, `rank`, with `rate` and `val` in its `attrs`
     "The protocol `tuning`"
-    folder,among,stats = Path(folder),imagenet_rows(ids),stats_about(ds.stats, .5, .5)
+    folder,among,size,stats = Path(folder),imagenet_rows(ids),about['size'],stats_about(ds.stats, .5, .5)
     folder.mkdir(parents=True, exist_ok=True)
     net = net or efficientnet_lite0()
     val = np.random.default_rng(plan['seed']).permutation(ds.splits['val'])[:plan['val']]
@@ -93,20 +94,21 @@ def tune_weights(
         return _network(folder/f'{rate:g}-{steps}.pt', make)
     tried = {rate:mixed_accuracy(trained(rate, plan['tried']), ds, among, val, size) for rate in plan['rates']}
     rate = max(tried, key=tried.get)
-    preds = _asked(trained(rate, plan['steps']), ds, among, folder, size)
+    preds = _asked(trained(rate, plan['steps']), ds, among, folder, about, pieces)
     preds.attrs = dict(rate=rate, val=tried)
     return preds
 
-def _asked(net, ds, among, folder, size):
-    "Ranks of the test pictures, set by set"
-    test,rows = ds.splits['test'],[]
-    pictures,labels = pictures_of(ds, test),torch.from_numpy(ds.labels[test]).long()
-    for s in progress(channel_sets(), 'test'):
-        file,one = folder/f'{set_name(s)}.npy',net.fold(s).to(memory_format=torch.channels_last).bfloat16()
-        if not file.exists():
-            found = ranks(one, s, pictures, labels, among, size).astype(np.uint16)
-            write_atomic(file, lambda p: np.save(open(p, 'wb'), found))
-        rows.append(pd.DataFrame(dict(channels=set_name(s), image=[ds.names[k] for k in test], rank=np.load(file))))
+def _asked(net, ds, among, folder, about, pieces):
+    "Ranks of the test pictures, piece by piece and set by set"
+    test,rows = np.random.default_rng(0).permutation(ds.splits['test']),[]
+    folds = {s:net.fold(s).to(memory_format=torch.channels_last).bfloat16() for s in channel_sets()}
+    for i in progress(range(0, len(test), about['piece'])[:pieces], 'test'):
+        part = test[i:i+about['piece']]
+        pictures,labels = pictures_of(ds, part),torch.from_numpy(ds.labels[part]).long()
+        for s,one in folds.items():
+            ask = lambda: ranks(one, s, pictures, labels, among, about['size'])
+            found = rank_piece(folder, i//about['piece'], 'tuned', s, ask)
+            rows.append(pd.DataFrame(dict(channels=set_name(s), image=[ds.names[k] for k in part], rank=found)))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/06pa_tuned.ipynb #d8eef927
