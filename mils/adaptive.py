@@ -32,7 +32,7 @@ class ChannelAdaptive(nn.Module):
     ):
         super().__init__()
         self.path,self.takes,self.training = stem,_takes(net),net.training
-        self.between,self.places = None,None                            # see `try_with`
+        self.between,self.held,self.places = None,None,None             # see `try_with`
         self.net = net
         for m in self.stems: m.wrapped = True
 
@@ -50,7 +50,10 @@ class ChannelAdaptive(nn.Module):
     @property
     def stems(self)->list: return [m for m in self.net.modules() if isinstance(m, DynamicConv2d)]
     @property
-    def stem(self)->DynamicConv2d: return next(m for m in self.net.modules() if isinstance(m, DynamicConv2d))
+    def stem(self)->DynamicConv2d:
+        for m in self.net.modules():
+            if isinstance(m, DynamicConv2d): return m
+        raise RuntimeError(f'the stem {self.path} of {type(self.net).__name__} was replaced by one that knows nothing of channel sets')
     @property
     def channels(self)->tuple: return self.stem.channels
 
@@ -74,16 +77,24 @@ def on_pictures(f, o, least=4):
     if isinstance(o, torch.Tensor): return f(o) if o.ndim>=least else o
     return type(o)(on_pictures(f, v, 3) for v in o) if type(o) in (list,tuple) else o
 
-def widen(rows, n, args, kwargs):
+def named(net, args, kwargs):
+    "Arguments by the names that the network has for them, by number where it has none"
+    ps = inspect.signature(net.forward).parameters.values()
+    names = [p.name for p in ps if p.kind in (p.POSITIONAL_ONLY,p.POSITIONAL_OR_KEYWORD)]
+    return {**{names[i] if i<len(names) else i:o for i,o in enumerate(args)}, **kwargs}
+
+def widen(rows, n, args, kwargs, net=None, held=None):
     "Arguments whose pictures have all `n` channels, zero where absent; `ValueError` where no picture has those in `rows`"
-    seen = []
+    seen,which = [],[*(named(net, args, kwargs) if held else {})]
+    def is_picture(i): return not held or which[i] in held
     def wider(x):
         seen.append(x.shape[-3])
         if x.shape[-3]!=len(rows): return x
         full = x.new_zeros(*x.shape[:-3], n, *x.shape[-2:])
         full[...,rows,:,:] = x
         return full
-    args,kwargs = [on_pictures(wider, o) for o in args],{k:on_pictures(wider, o) for k,o in kwargs.items()}
+    args = [on_pictures(wider, o) if is_picture(i) else o for i,o in enumerate(args)]
+    kwargs = {k:on_pictures(wider, o) if is_picture(i) else o for i,(k,o) in enumerate(kwargs.items(), len(args))}
     if len(rows) in seen: return args,kwargs
     raise ValueError(f'x has {seen[0] if seen else 0} channels but the set has {len(rows)}')
 
@@ -104,7 +115,7 @@ def forward(self:ChannelAdaptive,
     if channels is not None and mask is not None: raise ValueError('give channels or mask, not both')
     if channels is not None or mask is not None: self._be_sure(channels, args, kwargs)
     wide = channels is not None and self.between is not False
-    if wide: args,kwargs = widen(self.stem.rows(channels), len(self.channels), args, kwargs)
+    if wide: args,kwargs = widen(self.stem.rows(channels), len(self.channels), args, kwargs, self.net, self.held)
     if compiling: return self._compiled(dict(channels=channels, mask=mask, wide=wide), args, kwargs)
     with self.using(channels, mask, wide): return self.net(*args, **kwargs)
 
@@ -126,31 +137,6 @@ def _is_ours(self:ChannelAdaptive, mask, place):
 def _named(self, x, mask=None, *args, channels=None, **kwargs): "How a call looks to those that go by names, such as `torch.export`"
 ChannelAdaptive.forward.__signature__ = inspect.signature(_named)
 
-
-# %% ../nbs/02d_adaptive.ipynb #96baff16
-@patch
-def _ways(self:ChannelAdaptive):
-    "Each step from here to a stem: a module, a name in it, and what it has under that name"
-    res = []
-    for path in [k for k,m in self.named_modules(remove_duplicate=False) if isinstance(m, DynamicConv2d)]:
-        m = self
-        for name in path.split('.'):
-            res.append((m, name, m._modules[name]))
-            m = m._modules[name]
-    return res
-
-@patch
-def _is_tried(self:ChannelAdaptive): return self.places is not None and all(m._modules.get(k) is o for m,k,o in self.places)
-
-@patch
-def _be_sure(self:ChannelAdaptive, channels, args, kwargs):
-    "Try the network with this call's arguments, if it was not tried yet or was changed"
-    if torch.compiler.is_compiling() or getattr(self, '_is_replica', False) or self._is_tried(): return
-    if self.stem.weight.is_meta or len(self.channels)==1: return
-    if torch.jit.is_tracing(): raise RuntimeError('call the network once with a channel set before it is traced, so that it is tried')
-    if channels is not None: args,kwargs = widen(self.stem.rows(channels), len(self.channels), args, kwargs)
-    others = self.try_with(*args, **kwargs)
-    if others: raise ValueError(self._reads_besides(others))
 
 # %% ../nbs/02d_adaptive.ipynb #1a0471cf
 _compiled_sets = {}                                   # of each network
@@ -175,11 +161,11 @@ def _compiled(self:ChannelAdaptive, call, args, kwargs):
 # %% ../nbs/02d_adaptive.ipynb #0f8f948e
 class Widened(nn.Module):
     "A network for one channel set, whose first steps want all channels"
-    def __init__(self, net, rows, n):
+    def __init__(self, net, rows, n, held):
         super().__init__()
-        self.net,self.rows,self.n,self.training = net,rows,n,net.training
+        self.net,self.rows,self.n,self.held,self.training = net,rows,n,held,net.training
     def forward(self, *args, **kwargs):
-        args,kwargs = widen(self.rows, self.n, args, kwargs)
+        args,kwargs = widen(self.rows, self.n, args, kwargs, self.net, self.held)
         return self.net(*args, **kwargs)
 
 def replace(net, old, new):
@@ -196,19 +182,11 @@ def fold(self:ChannelAdaptive,
         raise ValueError(f'{name} was not tried as it is now: call it once with a channel set, or give convert an example')
     net = deepcopy(self.net)
     for stem in [m for m in net.modules() if isinstance(m, DynamicConv2d)]:
-        if self.between and (stem.attention or not stem.linear):
-            raise ValueError(f'{name} changes the picture before its stem {self.path}, and a stem with attention or with a weight that is '
-                             f'standardised cannot be folded there; call it with channels={set_name(channels)!r}')
-        replace(net, stem, stem.fold_wide(channels) if self.between else stem.fold(channels))
-    return Widened(net, rows, n) if self.between else net
-
-@patch
-def fold_wide(self:DynamicConv2d, channels):
-    "`fold` for the full width, with zeros for absent channels"
-    kernel = self.kernel(channels).detach()
-    wide = kernel.new_zeros(len(kernel), len(self.channels), *kernel.shape[2:])
-    wide[:,self.rows(channels)] = kernel
-    return self._plain(wide).train(self.training)
+        if self.between and stem.attention:
+            raise ValueError(f'{name} changes the picture before its stem {self.path}, and a stem with attention cannot be folded there; '
+                             f'call it with channels={set_name(channels)!r}')
+        replace(net, stem, stem.fold(channels, wide=bool(self.between)))
+    return Widened(net, rows, n, self.held) if self.between else net
 
 
 # %% ../nbs/02d_adaptive.ipynb #628248b1
@@ -221,7 +199,7 @@ def extend(self:ChannelAdaptive,
     "One more channel, in place, see `DynamicConv2d.extend`; warns of a module that shared the stem's weight and now keeps the old one"
     for stem in self.stems:
         for path,m in self.net.named_modules():
-            if m is stem or m is stem.own or m._parameters.get('weight') is not stem.weight: continue
+            if m is stem or m._parameters.get('weight') is not stem.weight: continue
             m.weight = nn.Parameter(stem.weight.detach().clone(), requires_grad=stem.weight.requires_grad)
             warnings.warn(f'{path} shared its weight with the stem, which has one more channel now; it keeps a copy of the old one')
         stem.extend(name, like, r)

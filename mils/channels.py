@@ -6,128 +6,16 @@
 __all__ = ['convert', 'ChannelAdaptive', 'DynamicConv2d']
 
 # %% ../nbs/02d_channels.ipynb #7948882a
-import dataclasses,warnings
+import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
 from .core import channel_set
 from .layer import DynamicConv2d
-from .adaptive import ChannelAdaptive,NotTaken,on_pictures,replace
+from .adaptive import ChannelAdaptive,NotTaken,replace
+import mils.attempt  # noqa: F401   # `try_with`
 import torch
 from fastcore.basics import patch
 from torch import nn
 _all_ = ['ChannelAdaptive','DynamicConv2d']     # `from mils.channels import DynamicConv2d` is how a network's author finds it
-
-
-# %% ../nbs/02d_channels.ipynb #8c64cfa2
-def _tensors(o):
-    "All tensors in what a network gives"
-    if isinstance(o, torch.Tensor): return [o.detach().double()] if not o.is_complex() else [torch.view_as_real(o.detach()).double()]
-    if isinstance(o, Mapping): o = list(o.values())
-    elif dataclasses.is_dataclass(o): o = list(vars(o).values())
-    return [t for v in o for t in _tensors(v)] if isinstance(o, (list,tuple)) else []
-
-def _same(a, b, dtype=torch.float32):
-    "Whether two outcomes are equal but for rounding in a network of this type; bfloat16 has two digits"
-    tol = max(1e-3, 8*torch.finfo(dtype).eps)
-    if [t.shape for t in a]!=[t.shape for t in b]: return False
-    return all(torch.allclose(s, t, rtol=tol, atol=tol*s.nan_to_num(0,0,0).abs().max().item() if s.numel() else 0, equal_nan=True)
-               for s,t in zip(a, b))
-
-def _gpus(net): return [*{p.device for p in net.parameters() if p.is_cuda}]
-
-def _seed(net):
-    "Only what is put back: `torch.manual_seed` reaches GPUs that are not yet in use"
-    for g in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in _gpus(net))): g.manual_seed(0)
-
-@contextmanager
-def _on_trial(net):
-    training,buffers = {m:m.training for m in net.modules()},[(b,b.clone()) for b in net.buffers()]
-    try:
-        with torch.no_grad(),torch.random.fork_rng(_gpus(net)): yield net.eval()
-    finally:
-        for m,mode in training.items(): m.training = mode
-        for b,before in buffers:
-            if not torch.equal(b, before): b.detach().copy_(before)
-
-
-# %% ../nbs/02d_channels.ipynb #dd53eba7
-def _count_pictures(args, kwargs):
-    "How many pictures the arguments hold in batches of one length, otherwise 0"
-    counts = set()
-    for o in (*args, *kwargs.values()):
-        on_pictures(lambda x: counts.add(len(x) if x.ndim==4 else 0), o)
-    return counts.pop() if len(counts)==1 else 0
-
-@patch
-def _outcome(self:ChannelAdaptive, sets, args, kwargs, fill=None, saw=None):
-    "What comes out for a set, or for one of the first picture and one of the others; absent channels hold `fill`; `saw` gets who meets NaN"
-    n,mixed = len(self.channels),len(sets)>1
-    there = torch.cat([self.stem.one_mask(s) for s in sets])
-    def present(k):
-        return there[torch.arange(k).clamp(max=1)] if mixed else there[0]
-    def change(x):
-        if x.shape[-3]!=n or not x.is_floating_point(): return x
-        if fill is None: return x[...,self.stem.rows(sets[0]),:,:]
-        return torch.where(present(len(x))[...,None,None], x, fill)
-    def watch(m, args, kwargs):
-        for x in (o for o in (*args,*kwargs.values()) if isinstance(o, torch.Tensor) and o.isnan().any()):
-            first = x.ndim==4 and x.shape[1]==n and not (x.isnan()&present(len(x))[...,None,None]).any()
-            saw[m] = saw.get(m, True) and first
-    inside = {m for stem in self.stems for m in stem.modules()}
-    leaves = [m for m in self.net.modules()
-              if saw is not None and m not in inside and not [*m.children()]]
-    hooks = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in leaves]
-    _seed(self)
-    if mixed: call = dict(mask=present(_count_pictures(args, kwargs)))
-    else: call = dict(channels=sets[0], wide=fill is not None)
-    try:
-        with self.using(**call):
-            return _tensors(self.net(*(on_pictures(change, o) for o in args),
-                                     **{k:on_pictures(change, o) for k,o in kwargs.items()}))
-    finally:
-        for h in hooks: h.remove()
-
-
-# %% ../nbs/02d_channels.ipynb #5b2374a7
-@patch
-def _leaks(self:ChannelAdaptive, sets, args, kwargs, saw):
-    "What comes out where absent channels hold a number; `saw` gets modules that meet NaN there, if it comes through"
-    clean,seen = self._outcome(sets, args, kwargs, .7),{}
-    try: leaks = not _same(clean, self._outcome(sets, args, kwargs, torch.nan, seen))
-    except Exception: leaks = True
-    if leaks and self.training: leaks = _same(clean, self._outcome(sets, args, kwargs, .7))       # otherwise it draws lots of its own
-    if leaks or not any(t.numel() for t in clean): saw |= seen
-    if leaks and not seen: saw[self.net] = False
-    return clean
-
-@patch
-def try_with(self:ChannelAdaptive,
-    *args,  # that the network takes, with a picture of all channels among them
-    **kwargs
-)->dict: # modules by which absent channels come through, and whether each is a first convolution; empty where all is well
-    "Find out whether the stems are all that reads the picture, and what is between; errors are the network's"
-    if len(self.channels)==1: return {}
-    first,rest = self.channels[:1],self.channels[:0:-1]
-    saw = {}
-    with _on_trial(self):
-        clean = [self._leaks([s], args, kwargs, saw) for s in (first, rest)]
-        try: self.between = not _same(clean[1], self._outcome([rest], args, kwargs), self.stem.weight.dtype)
-        except Exception: self.between = True
-        for mode in (True,False):
-            try:
-                self.train(mode)._leaks([first,rest], args, kwargs, saw)
-                break
-            except Exception: pass                                    # a network that cannot do it will say so when it is asked to
-    for stem in self.stems: stem.had_sets,stem.wrapped = False,True
-    self.places = None if saw else self._ways()
-    return saw
-
-@patch
-def _reads_besides(self:ChannelAdaptive, others):
-    "Words for a network that cannot be converted"
-    names = [k for k,m in self.net.named_modules() if k and m in others][:4]
-    return (f"{type(self.net).__name__} reads the picture besides its stem {self.path}: "
-            f"absent channels come through by {', '.join(names) or 'its forward'}")
 
 
 # %% ../nbs/02d_channels.ipynb #1d049a1d
@@ -135,12 +23,14 @@ def _find_stem(net, n):
     "The path of the first convolution, which has to take `n` channels; `ValueError` otherwise"
     name = type(net).__name__
     path,conv = next(((k,m) for k,m in net.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), (None,None))
-    if conv is None: raise ValueError(f'{name} has no convolution')
+    if conv is None: raise ValueError(f'{name} has no convolution; a linear layer that is given pieces of the picture cannot be converted')
     if not path: raise ValueError('a convolution alone is no network; use DynamicConv2d.from_conv')
     if isinstance(conv, DynamicConv2d): raise ValueError(f'the first convolution of {name}, {path}, serves every channel set already')
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f'the first convolution of {name}, {path}, is a {type(conv).__name__}; only an nn.Conv2d can be converted')
-    if conv.in_channels!=n: raise ValueError(f'the first convolution of {name}, {path}, takes {conv.in_channels} channels, not {n}')
+    if conv.in_channels!=n:
+        raise ValueError(f'the first convolution of {name}, {path}, takes {conv.in_channels} channels, not {n}: '
+                         'either channels= names others, or the picture is rearranged before it, and then it cannot be converted')
     return path
 
 def _sizes(net):

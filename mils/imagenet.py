@@ -149,7 +149,7 @@ def _kept(folder, net, way, channels, stats, x):
         write_atomic(file, lambda p: torch.save(one, p))
     return torch.load(file, weights_only=False).eval()
 
-def _piece(folder, piece, way, channels, ask):
+def rank_piece(folder, piece, way, channels, ask):
     "Ranks of one piece, asked once"
     file = folder/f'{way}-{set_name(channels)}-{piece}.npy'
     if not file.exists(): write_atomic(file, lambda p: np.save(open(p, 'wb'), ask().astype(np.uint16)))
@@ -178,7 +178,7 @@ def adopt_weights(
         pictures,labels = pictures_of(ds, part),torch.from_numpy(ds.labels[part])
         for way,s in progress(_way_sets(plan['ways']), f'piece {i+1} of {len(parts)}'):
             ask = lambda: ranks(_kept(folder, net, way, s, stats, x), s, pictures, labels, among, plan['size'])
-            found = _piece(folder, i, way, s, ask)
+            found = rank_piece(folder, i, way, s, ask)
             rows.append(pd.DataFrame(dict(way=way, channels=set_name(s), image=[ds.names[k] for k in part], rank=found)))
     return pd.concat(rows, ignore_index=True)
 

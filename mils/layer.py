@@ -111,12 +111,11 @@ def _forward_set(self:DynamicConv2d, x, channels):
 
 @patch
 def _by_own(self:DynamicConv2d, x):
-    "The convolution of another class, which has the weight of the layer, whatever became of it since"
-    if not torch.compiler.is_compiling() and self.own.weight is not self.weight:
-        if 'weight' not in self._parameters:
-            raise RuntimeError(f'the weight of this {type(self.own).__name__} is computed from others now, as weight_norm and pruning do; '
-                               'make that permanent before the stem is converted')
-        self.own._parameters.update(weight=self.weight, bias=self.bias)
+    "The convolution of another class, whose parameters are the layer's"
+    if 'weight' not in self._parameters:
+        raise RuntimeError(f'the weight of this {type(self.own).__name__} is computed from others now, as weight_norm and pruning do; '
+                           'make that permanent before the stem is converted')
+    if self.own.training!=self.training: self.own.training = self.training
     return self.own(x)
 
 @patch

@@ -56,13 +56,24 @@ def _take_weight(self:DynamicConv2d, conv):
 @patch
 def _take_class(self:DynamicConv2d, conv):
     "Let `conv`, of another class, do what it does; `TypeError` where it is not a function of a picture"
-    self.own = copy(conv)
-    self.own._parameters,self.own._buffers = {**conv._parameters},{**conv._buffers}
-    _keep_hooks(nn.Module(), self.own).train(conv.training)                             # without hooks: these are the layer's now
-    self.own.weight,self.own.bias = self.weight,self.bias
+    own = self.__dict__['own'] = copy(conv)                     # no module below the layer: it has what the layer has, in the same dicts
+    _keep_hooks(nn.Module(), own)                               # without hooks: these are the layer's now
+    for kind in ('_parameters','_buffers','_modules'):
+        mine = getattr(self, kind)
+        mine.update({k:v for k,v in getattr(conv, kind).items() if k not in mine})
+        setattr(own, kind, mine)
+    self._non_persistent_buffers_set |= conv._non_persistent_buffers_set
     self.linear = self._is_linear()
     if not self.linear and self.weight is not conv.weight:
         raise TypeError(f'{type(conv).__name__} is not linear in its weight, and this generator needs one of another shape')
+
+@patch
+def _alone(self:DynamicConv2d):
+    "A copy of `own` with nothing of the layer"
+    own = copy(self.own)
+    for kind in ('_parameters','_buffers','_modules'):
+        setattr(own, kind, {k:v for k,v in getattr(own, kind).items() if k not in ('generator','attention','told')})
+    return deepcopy(own)
 
 @patch
 @torch.no_grad()
@@ -71,9 +82,9 @@ def _is_linear(self:DynamicConv2d):
     name,bias = type(self.own).__name__,0 if self.bias is None else self.bias[:,None,None]
     side = 2*max(d*(k-1)+1 for d,k in zip(self.dilation, self.kernel_size))
     x = torch.linspace(-1, 1, side**2).view(1, 1, side, side).expand(-1, self.weight.shape[1], -1, -1).to(self.weight)
-    twice = deepcopy(self.own)
+    once,twice = self._alone(),self._alone()
     twice.weight.mul_(2)
-    try: once,doubled = self.own(x)-bias,twice(x)-bias
+    try: once,doubled = once(x)-bias,twice(x)-bias
     except Exception as e: raise TypeError(f'{name} cannot be converted: {e}') from e
     return torch.allclose(doubled, 2*once, rtol=1e-3, atol=1e-5)
 
@@ -82,23 +93,32 @@ def _is_linear(self:DynamicConv2d):
 @patch
 def fold(self:DynamicConv2d,
     channels,  # a channel set
+    wide:bool=False,  # whether pictures have all channels, of which only those of the set are read
 )->nn.Module: # takes just these channels, in this order
     "A plain convolution, of the class that was converted, with the same output on this set; with attention, the gate and the convolution"
     rows = self.rows(channels)
-    if self.linear: parts = [self._plain(self.kernel(channels))]
-    else: parts = [self._completion(rows), deepcopy(self.own)]
+    if self.linear: parts = [self._plain(self._wider(self.kernel(channels), rows, wide))]
+    else: parts = [self._completion(rows, wide), self._alone()]
     self._put_told(parts[-1], rows)
     if self.attention: parts.insert(0, SetAttention(deepcopy(self.attention), rows, len(self.channels)))
     res = parts[0] if len(parts)==1 else nn.Sequential(*parts)
-    res._forward_hooks.update(self._forward_hooks)
-    res._forward_pre_hooks.update(self._forward_pre_hooks)
+    for k,v in vars(self).items():
+        if k.startswith('_forward_'): getattr(res, k).update(v)
     return res.train(self.training)
+
+@patch
+def _wider(self:DynamicConv2d, kernel, rows, wide):
+    "Zeros for absent channels, where pictures have them"
+    if not wide: return kernel
+    full = kernel.new_zeros(len(kernel), len(self.channels), *kernel.shape[2:])
+    full[:,rows] = kernel.detach()
+    return full
 
 @patch
 @torch.no_grad()
 def _plain(self:DynamicConv2d, k):
     "A convolution with the kernel `k`, frozen where the layer is"
-    if self.own is not None: conv = deepcopy(self.own)
+    if self.own is not None: conv = self._alone()
     else: conv = nn.Conv2d(k.shape[1], self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, 1,
         self.bias is not None, self.padding_mode, device=k.device, dtype=k.dtype)
     conv.in_channels,conv.weight = k.shape[1],nn.Parameter(k.clone(), requires_grad=self.weight.requires_grad)
@@ -107,11 +127,11 @@ def _plain(self:DynamicConv2d, k):
 
 @patch
 @torch.no_grad()
-def _completion(self:DynamicConv2d, rows):
+def _completion(self:DynamicConv2d, rows, wide):
     "A 1 x 1 convolution that completes a picture of some channels"
-    P = self.set_matrix(rows)
-    conv = nn.Conv2d(*P.shape[::-1], 1, bias=False, device=P.device, dtype=self.weight.dtype)
-    conv.weight = nn.Parameter(P.to(self.weight.dtype)[:,:,None,None], requires_grad=False)
+    P = self._wider(self.set_matrix(rows).to(self.weight.dtype)[:,:,None,None], rows, wide)
+    conv = nn.Conv2d(P.shape[1], len(P), 1, bias=False, device=P.device, dtype=P.dtype)
+    conv.weight = nn.Parameter(P, requires_grad=False)
     return conv
 
 # %% ../nbs/02c_surgery.ipynb #f5007f34

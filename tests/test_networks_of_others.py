@@ -401,11 +401,82 @@ def test_parameters_of_another_class_are_its_own():
     dyn = DynamicConv2d.from_conv(conv)
     assert {*map(id, conv.parameters())}<={*map(id, dyn.parameters())} and dyn.own.gain is conv.gain
 
+class Standard(Inside):
+    "A standardised stem behind three means"
+    def __init__(self): super().__init__(); self.conv = StdConv2d(3,4,3)
+
+@pytest.mark.parametrize('kind,generator', [(Inside,'covariance'), (Inside,'guessed'), (Standard,'covariance')])
+def test_a_picture_that_is_changed_before_the_stem_is_folded_too(kind, generator):
+    net,x = convert(kind(), stats=STATS, generator=generator),pictures()
+    if net.stem.told is not None: nn.init.normal_(net.stem.told)
+    for s in ('GB','BG','R'):
+        xs = x[:,['RGB'.index(c) for c in s]]
+        assert_close(net.fold(s)(xs), net(xs, channels=s))
+
 def test_a_stem_that_cannot_be_folded_says_why():
-    class Standard(Inside):
-        def __init__(self): super().__init__(); self.conv = StdConv2d(3,4,3)
-    net = convert(Standard(), stats=STATS)
+    net = convert(Inside(), stats=STATS, attention=True)
     with pytest.raises(ValueError, match="changes the picture before its stem conv.*channels='GB'"): net.fold('GB')
+
+# Half precision: rounding is no change of the picture, and a change of the picture is no rounding
+class Deep(nn.Module):
+    "Moves channels by their place, a little or not at all, before twenty layers"
+    def __init__(self, off):
+        super().__init__()
+        self.conv,self.off = nn.Conv2d(3,8,3),off
+        self.rest = nn.Sequential(*(nn.Sequential(nn.Conv2d(8,8,1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(20)))
+    def forward(self, x): return self.rest(self.conv(x-self.off*torch.arange(x.shape[1]).to(x)[:,None,None])).mean((2,3))
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16,torch.float16,torch.float32])
+def test_rounding_is_not_taken_for_a_change_before_the_stem(dtype):
+    from torchvision.models import mobilenet_v3_small,resnet18
+    for make in (resnet18, mobilenet_v3_small, partial(timm.create_model, 'resnet10t')):
+        torch.manual_seed(0)
+        net = convert(make(num_classes=5).eval().to(dtype), stats=STATS)
+        assert net.between is False
+        fold = net.fold('BG')
+        assert type(fold) is type(net.net) and type(fold.get_submodule(net.path)) is nn.Conv2d
+    for off,between in ((0.,False),(.05,True),(.3,True)):
+        assert convert(Deep(off).eval().to(dtype), stats=STATS).between is between
+
+# What looks like a picture, and what is left of the stem
+def test_only_what_held_all_channels_is_taken_for_a_picture():
+    class Loss(nn.Module):
+        "A segmenter that normalises inside and computes its own loss"
+        def __init__(self): super().__init__(); self.conv,self.mean = nn.Conv2d(3,1,1),nn.Buffer(torch.tensor([.1,.2,.3])[:,None,None])
+        def forward(self, pixels, masks=None):
+            y = self.conv(pixels-self.mean)
+            return y if masks is None else (y-masks).square().mean()
+    net,x = convert(Loss(), stats=STATS),pictures()
+    masks = (x[:,:1]>0).float()
+    want = (net(x[:,2:], channels='B')-masks).square().mean()
+    assert_close(net(x[:,2:], masks, channels='B'), want)
+    assert_close(net(pixels=x[:,2:], masks=masks, channels='B'), want)
+    assert_close(net.fold('B')(x[:,2:], masks=masks), want)
+
+def test_a_stem_that_was_merged_away_is_an_error():
+    from timm.utils import reparameterize_model
+    net = convert(timm.create_model('mobileone_s0', num_classes=5).eval(), stats=STATS)
+    net.net = reparameterize_model(net.net)
+    with pytest.raises(RuntimeError, match='was replaced by one that knows nothing'): net(torch.randn(7,3,64,64), MASK)
+
+def test_hooks_of_a_fold_are_called_as_those_of_the_stem():
+    net,seen = convert(small_net(), stats=STATS),[]
+    net.stem.register_forward_hook(lambda m, args, kwargs, y: seen.append(kwargs), with_kwargs=True)
+    net.fold('GB')(pictures()[:,1:])
+    assert seen==[{}]
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_parameters_of_another_class_keep_their_names(kind):
+    conv = OTHERS[kind](3,4,kernel_size=3)
+    before,x = copy.deepcopy(conv.state_dict()),pictures()
+    dyn = DynamicConv2d.from_conv(conv, stats=STATS)
+    assert {k for k in dyn.state_dict() if 'generator' not in k}=={*before,'_extra_state'}
+    assert {k for k,_ in dyn.named_parameters() if 'generator' not in k}=={*before}
+    other = DynamicConv2d.from_conv(OTHERS[kind](3,4,kernel_size=3), stats=STATS)
+    other.load_state_dict(before, strict=False)                                              # a checkpoint of the plain network
+    for o in (other, copy.deepcopy(other)):
+        assert_same(o(x), dyn(x))
+        assert_close(o.fold('BG')(x[:,[2,1]]), dyn(x[:,1:], channels='GB'))
 
 # Under a compiler
 def test_an_empty_mask_row_under_a_compiler():
