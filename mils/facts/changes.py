@@ -112,22 +112,20 @@ def effect_table(rec, model)->Table:
             'processor':_places.get(e.elsewhere, 'partly another')}
     return Table(pd.DataFrame([row(*o) for o in effects(rec, model).items()]))
 
-# %% ../../nbs/09t_changes.ipynb #7f6c6d84
-def draw_effects(rec):
-    "Every change of both networks"
-    found = {name:effects(rec, m) for m,name in models.items()}
-    fig,axs = plt.subplots(1, 2,
-        figsize=(11,.34*max(map(len, found.values()))+1))
-    for ax,(name,each) in zip(axs, found.items()):
-        for y,e in enumerate(reversed(each.values())):
-            mark = 's' if e.elsewhere>0 else 'o'
-            fill = 'white' if e.order=='level' else 'C0'
-            bar = [[100*(e.c.diff-e.c.low)],[100*(e.c.high-e.c.diff)]]
-            ax.errorbar(100*e.c.diff, y, xerr=bar, fmt=mark, ms=6, color='C0',
-                mfc=fill, capsize=3, lw=1.2)
-        ax.axvline(0, color='.3', lw=1)
-        ax.set(yticks=range(len(each)), yticklabels=list(each)[::-1],
-            xlabel='change of accuracy, points', title=name)
+# %% ../../nbs/09t_changes.ipynb #aaa98b33
+def draw_effects(rec, model):
+    "Every change of a network"
+    each = effects(rec, model)
+    fig,ax = plt.subplots(figsize=(7,.31*len(each)+.8))
+    for y,e in enumerate(reversed(each.values())):
+        mark = 's' if e.elsewhere>0 else 'o'
+        fill = 'white' if e.order=='level' else 'C0'
+        bar = [[100*(e.c.diff-e.c.low)],[100*(e.c.high-e.c.diff)]]
+        ax.errorbar(100*e.c.diff, y, xerr=bar, fmt=mark, ms=6, color='C0',
+            mfc=fill, capsize=3, lw=1.2)
+    ax.axvline(0, color='.3', lw=1)
+    ax.set(yticks=range(len(each)), yticklabels=list(each)[::-1],
+        xlabel='change of accuracy, points')
     fig.tight_layout()
 
 # %% ../../nbs/09t_changes.ipynb #b563e938

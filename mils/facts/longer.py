@@ -85,10 +85,10 @@ def accuracy_table(r)->Table:
     t = pd.DataFrame({call(n):{e:cell(n, e) for e in r.lengths} for n in names}).rename_axis('epochs')
     return Table(t.assign(**{'Quartet and fine grid trained on':[_trained_on(r, e) for e in r.lengths]}))
 
-# %% ../../nbs/09p_longer.ipynb #c7f6fba2
+# %% ../../nbs/09p_longer.ipynb #5dc5bb3a
 def draw_lengths(r):
     "Accuracy by length of training, and the Quartet's share of the others'"
-    fig,axs = plt.subplots(1, 2, figsize=(10,4))
+    fig,axs = plt.subplots(2, 1, figsize=(7,7.4))
     def line(ax, k, rows, label):
         x,(v,low,high) = np.array(r.lengths)*(1+.025*(k-1)),100*np.array(rows).T
         ax.errorbar(x, v, yerr=[v-low,high-v], fmt='-'+'osD^'[k],
@@ -108,9 +108,8 @@ def draw_lengths(r):
             xticklabels=r.lengths)
         ax.minorticks_off()
         ax.margins(.08, .1)
-    fig.legend(loc='lower center', ncol=4, frameon=False,
-        bbox_to_anchor=(.5,-.02))
-    fig.tight_layout(rect=(0,.07,1,1))
+    fig.legend(loc='lower center', ncol=2, frameon=False)
+    fig.tight_layout(rect=(0,.08,1,1))
 
 # %% ../../nbs/09p_longer.ipynb #ef75e587
 _in_words = dict(dropout='dropout {}', shift='shifts of {:.3g}',
