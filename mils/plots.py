@@ -81,7 +81,7 @@ def number_log(
 def draw_frontier(
     networks:pd.DataFrame,  # `accuracy`, `low`, `high` in percent, `multiply_adds` of one picture, `depth`; a row a network
     ax=None,  # of matplotlib
-    named=None,  # networks whose names are written; all by default
+    call=str,  # how a network is called in the figure
 ):
     "Networks by arithmetic (logarithmic) and accuracy; marks of those with at most six layers are filled"
     import matplotlib.pyplot as plt
@@ -94,10 +94,8 @@ def draw_frontier(
         ax.errorbar(r.macs, r.accuracy, yerr=bars, fmt=mark, color=color, mfc=fill, ms=6, capsize=2, lw=1)
     ax.set(xscale='log', xlabel='million multiply-adds', ylabel='test accuracy, %')
     ax.margins(x=.15); number_log(ax.xaxis)
-    if named is not None: t = t.loc[list(named)]
-    short = t.index.str.replace('resnet34 stem=', 'ResNet34, ').str.replace('width=', '×')
     draw_names(ax, t.macs, t.accuracy,
-               [f'{n} · {d:.0f}' for n,d in zip(short, t.depth)])
+               [f'{call(n)} · {d:.0f}' for n,d in zip(t.index, t.depth)])
     draw_mark_key(ax)
     return ax
 

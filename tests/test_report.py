@@ -183,8 +183,9 @@ def test_a_changed_result_and_a_run_of_ones_own_change_the_pages(working):
         page = working/'nbs'/'report'/f'{name}.ipynb'
         before[name],after[name] = '\n'.join(texts(nbformat.read(page, 4))),'\n'.join(texts(executed(page)))
         changed = [y for x,y in zip(before[name].splitlines(), after[name].splitlines()) if x!=y]
-        assert any('strict4' in y or 'four layers' in y for y in changed), name
-    assert 'right on 100.0%' in after['task-b'] and 'right on 100.0%' not in before['task-b']
+        assert any('Quartet' in y or 'four layers' in y for y in changed), name
+    right = '| Quartet | 100.0 ('
+    assert right in after['task-b'] and right not in before['task-b']
     assert after['index'].count(' -1.25')==len(recorded) and 'Your run' in after['index'] and 'Your run' not in before['index']
 
 @pytest.mark.parametrize('name', protocols)

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/09o_networks.ipynb #276d2349
+import json
 import pandas as pd,torch
 from torch import nn
 from ..models import create_model
@@ -19,19 +20,38 @@ names = {   # as it is recorded -> name, what sets it apart
     'strict4 fine=2':('Quartet', 'no strides in its first two layers, pooling after them'),
     'strict4 fine=1':('Swift Quartet', 'no strides in its first layer'),
     'strict4':('Plain Quartet', 'strides from the first layer on'),
+    'strict4 width=1.5':('Broad Quartet', 'half as many filters again as the Plain Quartet'),
     'strict3':('Trio', 'strides from the first layer on'),
     'strict3 fine=2':('Fine Trio', 'no strides in its first two layers'),
     'strict6':('Sextet', 'strides from the first layer on'),
+    'strict2':('Duo', 'strides in its first layer'),
     'wide_resnet width=4':('Wide ResNet', "the study's own, four blocks"),
     'resnet34 stem=cifar':('ResNet34, fine grid', 'looks at every pixel'),
     'resnet34 stem=half':('ResNet34, middle grid', 'looks at every second pixel'),
     'resnet34 stem=imagenet':('ResNet34, coarse grid', "torchvision's, looks at every fourth pixel")}
 
+# %% ../../nbs/09o_networks.ipynb #f3431c50
+_beside = {
+    'wide_resnet width=2':'Wide ResNet, half as wide',
+    'wide_resnet dropout=0.0 width=2':'Wide ResNet, half as wide, no dropout'}
+
+def call(
+    network:str,  # as it is recorded
+)->str:
+    "What a text calls a network"
+    if network in names: return names[network][0]
+    return _beside.get(network, network)
+
 # %% ../../nbs/09o_networks.ipynb #e7814d24
+def _value(text):
+    "A number where the text is one"
+    try: return json.loads(text)
+    except ValueError: return text
+
 def _made(network):
     "A network from its recorded name, such as `strict4 fine=2`"
     model,*options = network.split()
-    read = {k:int(v) if v.isdigit() else v for k,v in (o.split('=') for o in options)}
+    read = {k:_value(v) for k,v in (o.split('=') for o in options)}
     return create_model(model, 50, 'RGB', size=32, **read)
 
 @torch.no_grad()
@@ -64,7 +84,7 @@ def draw_network(network, ax):
 def draw_networks():
     "All of them"
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(5, 2, figsize=(9,7))
+    fig,axs = plt.subplots(6, 2, figsize=(9,8.4))
     for ax,n in zip(axs.flat, names): draw_network(n, ax)
     fig.tight_layout()
     return fig

@@ -8,22 +8,62 @@ __all__ = []
 # %% ../../nbs/09c_task_b.ipynb #b5b0ba59
 from dataclasses import dataclass
 import pandas as pd
+from ..config import recipes
 from ..tables import results_dir
 from ..recorded import Recorded
-from ..findings import Comparison,Conditions,conditions_of
+from ..findings import Comparison,Conditions,conditions_of,in_words
+
+# %% ../../nbs/09c_task_b.ipynb #edf7f04a
+short = dict(
+    quartet='strict4 fine=2', swift='strict4 fine=1', plain='strict4', broad='strict4 width=1.5',
+    duo='strict2', trio='strict3', fine_trio='strict3 fine=2', sextet='strict6',
+    fine='resnet34 stem=cifar', middle='resnet34 stem=half', coarse='resnet34 stem=imagenet',
+    study='wide_resnet width=4', half='wide_resnet width=2', bare='wide_resnet dropout=0.0 width=2',
+    resnest='resnest4', efficientnet='efficientnet_style')
+_yardsticks = 'fine','middle','coarse','quartet','plain'
+
+def measured_costs()->pd.DataFrame:
+    "What each network costs, by its name"
+    return pd.read_csv(results_dir()/'task-b'/'costs.csv').set_index('network')
+
+# %% ../../nbs/09c_task_b.ipynb #af45d9a2
+def _against(rec):
+    "Yardstick -> network -> comparison, by short names"
+    runs = {k:rec.find(network=n) for k,n in short.items()}
+    def each(a): return {b:Comparison(**rec.compare(runs[a], runs[b])) for b in short if b!=a}
+    return {a:each(a) for a in _yardsticks}
+
+def _accuracies(rec):
+    "Short name -> test accuracy as a text"
+    return {k:f'{100*rec.hits(rec.find(network=n)).mean():.1f} %' for k,n in short.items()}
+
+# %% ../../nbs/09c_task_b.ipynb #4096fa08
+def leaner(rec)->tuple: # names, and names of those that validation images put ahead, best first
+    "Networks that are deeper than the Quartet and compute less"
+    t,ours = measured_costs(),short['quartet']
+    less = t.index[(t.depth>t.depth[ours])&(t.multiply_adds<t.multiply_adds[ours])&t.index.isin(rec.runs.network)]
+    val = rec.runs.groupby('network').val_top1.mean()
+    return list(less),sorted((n for n in less if val[n]>=val[ours]), key=lambda n: -val[n])
 
 # %% ../../nbs/09c_task_b.ipynb #742d891a
 @dataclass(frozen=True)
 class TaskB:
     "Networks of few layers / the ResNet34 whose stem suits it best"
     data:Conditions
-    epochs:int
+    epochs:int; runs:int
     best:Comparison  # the network of four layers that validation images choose
     best_load:float  # its multiply-adds as a share of ResNet34's
     after:dict  # epochs -> the same two networks after another length of training
     longest:int  # of these lengths
     hundred:Comparison  # both on all hundred classes, larger pictures
     hundred_data:Conditions
+    accuracy:dict  # short name -> test accuracy
+    work:dict  # short name -> million multiply-adds
+    depth:dict  # short name -> layers
+    against:dict  # yardstick -> network -> Comparison, by short names
+    leaner:int; frugal:int  # deeper networks with less arithmetic than the Quartet; of these ahead on validation images
+    recipe:dict  # setting -> value, the same for all networks
+    few:str  # networks with fewer than three seeds
 
 # %% ../../nbs/09c_task_b.ipynb #5484c60a
 def _after(best, ours):
@@ -40,11 +80,20 @@ def _on_hundred():
 
 def read()->TaskB:
     "The facts, from the recorded runs"
-    rec = Recorded('task-b')
+    rec,costs = Recorded('task-b'),measured_costs()
     best,ours = rec.best('resnet34'),rec.best('strict4')
-    work = pd.read_csv(results_dir()/'task-b'/'costs.csv').set_index('network').multiply_adds
+    work = costs.multiply_adds
     r = Comparison(**rec.compare(rec.find(network=best), rec.find(network=ours)))
     hundred,hundred_data = _on_hundred()
     after = _after(best, ours)
-    return TaskB(conditions_of(rec.runs), int(rec.runs.epochs.iloc[0]), r, work[ours]/work[best], after, max(after),
-        hundred, hundred_data)
+    less,frugal = leaner(rec)
+    seeds = rec.runs.groupby('network').seed.nunique()
+    return TaskB(conditions_of(rec.runs), int(rec.runs.epochs.iloc[0]), len(rec.runs), r, work[ours]/work[best], after, max(after),
+        hundred, hundred_data,
+        accuracy=_accuracies(rec),
+        work={k:round(work[n]/1e6) for k,n in short.items()},
+        depth={k:int(costs.depth[n]) for k,n in short.items()},
+        against=_against(rec),
+        leaner=len(less), frugal=len(frugal),
+        recipe=recipes[rec.runs.recipe.iloc[0]],
+        few=in_words(f'`{n}`' for n in seeds.index[seeds<3]))
