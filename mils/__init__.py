@@ -7,9 +7,27 @@ __version__ = "0.2.0"
 __all__ = []
 
 # %% ../nbs/00_threads.ipynb #191e818f
-import os,warnings
+import os,sys,warnings
 
 if not os.environ.keys()&{'OMP_WAIT_POLICY','GOMP_SPINCOUNT'}: os.environ['GOMP_SPINCOUNT'] = '1000'      # PyTorch's own is 300,000
 
 # %% ../nbs/00_threads.ipynb #fe68d0a0
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)
+
+# %% ../nbs/00_threads.ipynb #e17ee5a8
+_lab = 'fastai plum pandas pyarrow scipy mpmath statsmodels sklearn matplotlib seaborn adjustText networkx'.split()
+
+def _asked_by_us():
+    "Whether the innermost module that is at work, imports aside, is one of this package"
+    f = sys._getframe(2)
+    while f and ('importlib' in f.f_code.co_filename or f.f_code.co_filename=='<frozen abc>'): f = f.f_back
+    return bool(f) and f.f_globals.get('__name__', '').startswith('mils.')
+
+class _Extras:
+    "Names the extra for a library that this package misses"
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name not in _lab or not _asked_by_us(): return None
+        raise ModuleNotFoundError(f'{name} is missing, which comes with the extra lab: pip install "mils[lab]"', name=name)
+
+sys.meta_path.append(_Extras)

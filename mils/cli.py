@@ -9,11 +9,11 @@ __all__ = ['main']
 import json,sys
 from pathlib import Path
 from .core import lookup,write_atomic
-from .ranges import Ranges
 from .specs import at_least,load_typed,parse_classes,parse_networks,parse_numbers
 from .commands import command,commands,run_command
 import mils.sweeping  # noqa: F401   # `mils sweep`, `mils results`
 import mils.shipping  # noqa: F401   # `mils export`
+import mils.asking  # noqa: F401   # `mils predict`, `mils show`
 
 # %% ../nbs/11b_cli.ipynb #58eea628
 def _out_folder(protocol, out, record, runs='runs'):
@@ -26,6 +26,7 @@ def _out_folder(protocol, out, record, runs='runs'):
 def _protocol_data(protocol, data, skip_bad, root):
     "The data of a protocol, with the channels and ranges that the runs below `root` were trained on"
     from mils.protocols import protocols
+    from mils.ranges import Ranges
     p,how = lookup(protocols, protocol, 'protocol'),{}
     about = next((json.loads(f.read_text()) for f in sorted(root.glob('*/config.json'))), {})
     if 'ranges' in about:

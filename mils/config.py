@@ -6,16 +6,16 @@
 __all__ = ['recipes', 'Config']
 
 # %% ../nbs/05e_config.ipynb #c86b4dfa
-import ast,math
+import math
 from dataclasses import dataclass,field
 from numbers import Integral
-from fastcore.basics import patch
-from .core import channel_set,lookup,set_name
+from .core import channel_set,lookup,set_name,typed_value
 from .generators import generators
 from .models import check_options
 from .optim import opts,schedules
 from .machine import default_device,has_bf16
 from .sampling import samplings
+from fastcore.basics import patch
 
 # %% ../nbs/05e_config.ipynb #87332c2b
 recipes = {
@@ -127,14 +127,6 @@ class Config:
 def settings(self:Config)->dict:
     "Those of the recipe, with what is overridden"
     return {**recipes[self.recipe], **self.overrides}
-
-# %% ../nbs/05e_config.ipynb #1597fb2b
-def typed_value(
-    text:str,
-): # a number, `True` or `None` where the text is one, else the text
-    "What was typed for a setting"
-    try: return ast.literal_eval(text)
-    except (ValueError,SyntaxError): return text
 
 # %% ../nbs/05e_config.ipynb #270cc7a4
 @patch(as_prop=True)

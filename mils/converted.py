@@ -12,7 +12,7 @@ from .core import lookup,progress,set_name,write_atomic
 from .imageset import ImageSet
 from .batches import Batches
 from .prediction import predict,probe_sets,recalibrate
-from .runs import load_run
+from .trained import load_run
 from .sweeps import run_set
 from .tables import finished_runs
 from .grown import grow_table

@@ -71,6 +71,14 @@ def lookup(
     raise ValueError(f"unknown {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else '') +
                      f" (possible: {', '.join(map(str,registry))})")
 
+# %% ../nbs/00_core.ipynb #ac28c8d5
+def typed_value(
+    text:str,
+): # a number, `True` or `None` where the text is one, else the text
+    "What was typed for a setting"
+    try: return ast.literal_eval(text)
+    except (ValueError,SyntaxError): return text
+
 # %% ../nbs/00_core.ipynb #cbdaa738
 def digest(
     obj,  # anything that JSON can hold

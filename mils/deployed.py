@@ -11,7 +11,7 @@ from .core import progress,set_name,write_atomic
 from .imageset import ImageSet
 from .profile import fuse_norms
 from .batches import Batches
-from .runs import load_run
+from .trained import load_run
 from .sweeps import run_set
 from .grown import grow_table
 from .converted import plain_runs

@@ -95,7 +95,7 @@ def need_modules(*modules):
     "`ImportError` that names the extra"
     for m in modules:
         try: importlib.import_module(m)
-        except ImportError: raise ImportError(f'{m} is missing, which writes and checks ONNX files: pip install "mils[onnx]"') from None
+        except ImportError: raise ImportError(f'{m} is missing, which writes and checks ONNX files: pip install {m}') from None
 
 def reason_of(e):
     "The operator that stopped an exporter, or the first line of what it said, from an error and its causes"

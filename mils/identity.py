@@ -12,27 +12,25 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 import mils
-import torch
 from .core import code_digest,digest
 from .imageset import ImageSet
-from .generators import generators
 from .models import models
 from .machine import default_device,has_bf16
-from .config import Config
+from .classifier import built_with,stem_version
+import torch
 
 # %% ../nbs/06b_identity.ipynb #d23d02fa
 versions = dict(
     training=1,  # recipes, schedules, optimisers, loss, augmentation, arithmetic
     sampling=1,  # how channel sets are drawn, and what a step does with them
-    stem=1,      # what `DynamicConv2d` makes of a generator's matrices
+    stem=stem_version,      # what `DynamicConv2d` makes of a generator's matrices
 )
 
 def declared(
-    cfg:Config,
+    cfg,  # a `Config`
 )->dict: # name -> version
     "The versions of all that decides a run's result: `versions`, and those with which models and generators are registered"
-    v = dict(training=versions['training'], model=models.versions[cfg.model])
-    if cfg.dynamic: v |= dict(stem=versions['stem'], generator=generators.versions[cfg.generator])
+    v = dict(training=versions['training'], **built_with(cfg))
     if cfg.sampling!='none': v |= dict(sampling=versions['sampling'])
     if cfg.teacher: v |= dict(teacher=models.versions[cfg.teacher.model])
     return v
@@ -42,7 +40,7 @@ as_ever = dict(options={}, channels='RGB', dynamic=False, generator='covariance'
     held_out=(), shares={}, recipe='same', overrides={}, epochs=10, seed=0)           # extended for a new setting, and never changed
 
 def identity(
-    cfg:Config,
+    cfg,  # a `Config`
     data:dict,  # as from `data_identity`
     declared:dict,  # as from `declared`
 )->dict: # JSON
@@ -55,7 +53,7 @@ def data_identity(ds:ImageSet)->dict: # JSON: `key`, `size` and `classes` of the
     return dict(key=ds.key, size=ds.size, classes=ds.n_classes)
 
 def run_name(
-    cfg:Config,
+    cfg,  # a `Config`
     ds:ImageSet,
 )->str: # a folder name
     "Readable name and the hash of the identity"

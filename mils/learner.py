@@ -12,8 +12,9 @@ from .core import channel_set,set_name
 from .imageset import having,ImageSet
 from .models import create_model
 from .optim import layer_groups,opts,PairedGroups,schedules
-from .machine import Autocast,default_device,keep_memory
-from .batches import Batches,stats_of
+from .machine import default_device,keep_memory,SmallMaps
+from .classifier import stats_of
+from .batches import Batches
 from .sampling import ChannelSampling,samplings
 from .config import Config
 from .levers import levers_of
@@ -24,6 +25,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.learner import DataLoaders,Learner
 from fastai.metrics import accuracy
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 
@@ -40,6 +42,18 @@ class RecipeLearner(Learner):
     def one_batch(self, i, b):
         with ExitStack() as self.opened: super().one_batch(i, b)
         self.opened = None
+
+# %% ../nbs/05f_learner.ipynb #2a4dee5f
+class Autocast(Callback):
+    "Forward pass and loss in bfloat16; for a learner that has an `ExitStack` open for each batch"
+    order,_stateattrs,ctx = 10,('ctx',),ExitStack()
+    def before_batch(self):
+        self.ctx = self.opened.enter_context(ExitStack())
+        self.ctx.enter_context(torch.autocast(self.dls.device.type, torch.bfloat16))
+        if self.training and self.dls.device.type=='cpu': self.ctx.enter_context(SmallMaps())
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_loss(self): self.ctx.close()
+    def after_cancel_batch(self): self.ctx.close()
 
 # %% ../nbs/05f_learner.ipynb #7abf845e
 @patch

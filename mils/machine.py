@@ -7,11 +7,9 @@ __all__ = ['default_device', 'has_bf16']
 
 # %% ../nbs/05a_machine.ipynb #19eb943f
 import ctypes,math
-from contextlib import ExitStack
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from fastai.callback.core import Callback
 
 # %% ../nbs/05a_machine.ipynb #ca1a18f6
 def default_device()->torch.device:
@@ -72,18 +70,6 @@ class SmallMaps(TorchFunctionMode):
         if func is torch.conv2d and not kwargs and len(args)==7 and self.fits(*args):
             return _ConvByMatrix.apply(*args[:5])
         return func(*args, **(kwargs or {}))
-
-# %% ../nbs/05a_machine.ipynb #739df663
-class Autocast(Callback):
-    "Forward pass and loss in bfloat16; for a learner that has an `ExitStack` open for each batch"
-    order,_stateattrs,ctx = 10,('ctx',),ExitStack()
-    def before_batch(self):
-        self.ctx = self.opened.enter_context(ExitStack())
-        self.ctx.enter_context(torch.autocast(self.dls.device.type, torch.bfloat16))
-        if self.training and self.dls.device.type=='cpu': self.ctx.enter_context(SmallMaps())
-    def after_pred(self): self.learn.pred = self.pred.float()
-    def after_loss(self): self.ctx.close()
-    def after_cancel_batch(self): self.ctx.close()
 
 # %% ../nbs/05a_machine.ipynb #afd86878
 def keep_memory():

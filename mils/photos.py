@@ -8,10 +8,10 @@ __all__ = []
 # %% ../nbs/10d_photos.ipynb #06a651b4
 import json
 from pathlib import Path
-import pandas as pd,torch
 from .core import channel_sets,set_name,write_atomic
-from .runs import load_run
 from .export import export
+from .trained import load_run
+import pandas as pd,torch
 
 # %% ../nbs/10d_photos.ipynb #5dc03f50
 def fillings(

@@ -9,9 +9,8 @@ __all__ = ['predict', 'predict_sets', 'recalibrate']
 from .core import channel_set,channel_sets,set_name
 from .imageset import ChannelStats,having,ImageSet
 from .channels import ChannelAdaptive
+from .classifier import Classifier,stats_of
 from .pictures import Pictures
-from .batches import stats_of
-from .weights import Classifier
 import numpy as np,pandas as pd,torch
 from torch import nn
 

@@ -13,7 +13,6 @@ from .planes import read_planes,split_planes
 from .scaling import to_pixels
 import numpy as np,torch
 from PIL import Image,ImageOps
-from fastai.torch_core import to_cpu
 
 # %% ../nbs/05aa_reading.ipynb #68905e0c
 def read_picture(
@@ -23,7 +22,7 @@ def read_picture(
     "A picture from wherever it comes; `ValueError` for what is none, and for an array of other channels than RGB that has another size"
     if isinstance(item, (str,Path)): item = Path(item).read_bytes()
     if isinstance(item, bytes): return decode_file(item, size)
-    if isinstance(item, torch.Tensor): item = np.moveaxis(to_cpu(item).numpy(), 0, -1)
+    if isinstance(item, torch.Tensor): item = np.moveaxis(item.detach().cpu().numpy(), 0, -1)
     if isinstance(item, np.ndarray):
         if item.ndim not in (2,3): raise ValueError(f'an array of shape {item.shape} is no picture')
         if item.dtype.kind=='f': item = (item*255).round().clip(0,255)
@@ -44,7 +43,7 @@ def read_channels(
 )->tuple: # `(size, size, channels)` in the order of `ranges`, and which channels are there: `(channels,)` bool
     "A picture of any channels; `ValueError` for one that does not have them"
     if isinstance(item, (str,Path)): item = Path(item).read_bytes()
-    if isinstance(item, torch.Tensor): item = to_cpu(item).numpy()
+    if isinstance(item, torch.Tensor): item = item.detach().cpu().numpy()
     if isinstance(item, bytes): planes = read_planes(item)
     else: planes = Planes(None, split_planes(np.asarray(item)))
     if planes.names is None and len(planes.data)==len(channels)<len(ranges): planes = Planes(tuple(channels), planes.data)

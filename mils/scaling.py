@@ -13,7 +13,7 @@ from .tiff import Planes
 from .ranges import names_of,Ranges,says_little
 
 # %% ../nbs/01dba_scaling.ipynb #821cfcca
-def _fit(x, size):
+def fit_channel(x, size):
     "The middle of a channel, its shorter side scaled to `size`, in float32"
     x = x.astype(np.float32)
     if x.shape==(size,size): return x
@@ -46,7 +46,7 @@ def to_pixels(
         finite = np.isfinite(found[c])
         if not finite.any(): continue
         if not finite.all(): raise Unreadable(f'channel {c} has {(~finite).sum():,} pixels that are not finite')
-        share = (_fit(found[c], size)-low)/(high-low)
+        share = (fit_channel(found[c], size)-low)/(high-low)
         x[...,i],there[i] = (share.clip(0, 1)*ranges.levels).round(),True
     if not there.any():
         raise Unreadable(f'none of the channels {", ".join(ranges.names)}; it has {", ".join(names_of(planes))}')

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/11ab_shipping.ipynb #48b7047a
 from pathlib import Path
 from .core import lookup,set_name
-from .specs import load_typed,parse_channels
+from .specs import load_for,parse_channels
 from .commands import command
 
 # %% ../nbs/11ab_shipping.ipynb #998c287a
@@ -23,7 +23,7 @@ def _merged(net, channels):
 def _to_int8(path, net, channels, data):
     "Whole numbers in a file, and its accuracy before and after"
     from mils.quantised import file_accuracy,quantise
-    ds = load_typed(data, net.size)
+    ds = load_for(net, data)
     before = file_accuracy(path, ds, channels)
     quantise(path, ds, channels)
     print(f'top-1 on test pictures: {before:.1%} before, {file_accuracy(path, ds, channels):.1%} in 8 bits')
@@ -31,10 +31,10 @@ def _to_int8(path, net, channels, data):
 # %% ../nbs/11ab_shipping.ipynb #640407bd
 @command(name='export')
 def export_run(
-    run:str,  # folder of a finished run
+    run:str,  # folder of a finished run, a folder of save_pretrained, or mils/photos-64
     channels:str='all',  # a set to fold for, in the order in which the file takes it, such as GB; all has the mask as an input
     to:str='onnx',  # onnx, or torch for a file that PyTorch reads without code
-    out:str=None,  # the file; default: network-CHANNELS in the folder of the run
+    out:str=None,  # the file; default: network-CHANNELS in that folder
     int8:bool=False,  # whole numbers of 8 bits, see --data
     optimise:bool=False,  # branches of a folded network merged into one convolution each
     data:str=None,  # with --int8: pictures to choose scales with, and to test on
@@ -43,14 +43,15 @@ def export_run(
     import torch
     from mils.channels import ChannelAdaptive
     from mils.export import export
-    from mils.runs import load_run
+    from mils.trained import open_network
     suffix = lookup(dict(onnx='.onnx', torch='.pt2'), to, 'format')
     if int8 and (suffix!='.onnx' or not data): raise ValueError('--int8 is for ONNX, and takes pictures: --to onnx --data FOLDER')
-    net = load_run(run)
+    net = open_network(run)
     wanted = channels if channels=='all' else parse_channels(channels)
     if wanted=='all' and not isinstance(net.net, ChannelAdaptive): wanted = net.channels
     held = net.channels if wanted=='all' else wanted
-    path = Path(out or f'{run}/network-{channels if wanted=="all" else set_name(wanted)}{suffix}')
+    folder = Path(run) if Path(run).is_dir() else Path()
+    path = Path(out or folder/f'network-{channels if wanted=="all" else set_name(wanted)}{suffix}')
     levels = net.ranges.levels if net.ranges else 255
     about = dict(classes=net.classes, values=[0,levels],
                  trained_size=net.size, origin=net.origin)

@@ -9,7 +9,7 @@ __all__ = []
 import hashlib,json,re,sys
 from itertools import product
 from pathlib import Path
-from .core import channel_set,write_atomic
+from .core import channel_set,typed_value,write_atomic
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -40,7 +40,6 @@ def parse_settings(
     text:str,  # `"lr=0.001,0.002:bs=64"`
 )->list: # dicts, one for each combination of values
     "All combinations of named values"
-    from mils.config import typed_value
     names,values = [],[]
     for part in filter(None, text.split(':')):
         name,equals,several = part.partition('=')
@@ -133,3 +132,14 @@ def load_typed(
     if not derived: return ds
     from mils.derived import derive
     return derive(ds)
+
+# %% ../nbs/11_specs.ipynb #fb3d4dbb
+def load_for(
+    net,  # a `Classifier`
+    data:str,  # as for `load_typed`
+): # `ImageSet`
+    "Pictures as a network was trained on them: their size, their channels and the ranges of these"
+    from mils.derived import DERIVED
+    r = net.ranges
+    how = dict(channels=r.names, rules=r.rules, bits=r.bits) if r else {}
+    return load_typed(data, net.size, derived=bool({*net.channels}&{*DERIVED}), **how)

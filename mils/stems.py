@@ -8,14 +8,14 @@ __all__ = ['collect_stems']
 # %% ../nbs/06i_stems.ipynb #fd824407
 import itertools
 from pathlib import Path
-import numpy as np,pandas as pd
 from .core import set_name,write_atomic
 from .imageset import ChannelStats,ImageSet
-from .batches import stats_of
-from .runs import load_run
+from .classifier import stats_of
+from .trained import load_run
 from .sweeps import run_set
 from .tables import finished_runs
 from .grown import grow_table
+import numpy as np,pandas as pd
 
 # %% ../nbs/06i_stems.ipynb #ab54a69b
 def kernel_table(

@@ -97,7 +97,7 @@ def _check_whole(t, b):
 
 def needs_codec(e):
     "The error of a missing codec in words that help"
-    return Unreadable(f'{e}: pip install "mils[formats]" reads it') if 'imagecodecs' in str(e) else None
+    return Unreadable(f'{e}: pip install imagecodecs reads it') if 'imagecodecs' in str(e) else None
 
 def read_tiff(b):
     try:

@@ -13,9 +13,10 @@ from mils.imageset import having
 from mils.learner import get_learner
 from mils.planes import read_planes
 from mils.prediction import predict
-from mils.runs import load_run,train_run
+from mils.trained import load_run
+from mils.runs import train_run
 from mils.sets import load_data
-from mils.weights import load_classifier
+from mils.classifier import load_classifier
 
 cells = 'bright field','DNA','dark field'
 bands = tuple('B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12'.split())

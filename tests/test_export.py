@@ -7,7 +7,7 @@ from mils.channels import convert
 from mils.core import channel_sets
 from mils.export import export
 from mils.imageset import ChannelStats
-from mils.weights import Classifier
+from mils.classifier import Classifier
 onnx,ort = pytest.importorskip('onnx'),pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 

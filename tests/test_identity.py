@@ -10,7 +10,8 @@ from mils.learner import get_learner
 from mils.arms import describe,planned
 from mils.protocols import protocols
 from mils.identity import identity,run_name
-from mils.runs import load_run,train_run
+from mils.trained import load_run
+from mils.runs import train_run
 from mils.sweeps import sweep_runs
 from mils.tables import collect_runs
 

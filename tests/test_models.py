@@ -5,7 +5,7 @@ from ptflops import get_model_complexity_info
 from tensors import assert_close,assert_same
 from mils.models import create_model,list_models
 from mils.profile import deployed,multiply_adds
-from mils.config import typed_value
+from mils.core import typed_value
 
 SMALL = {'wide_resnet': dict(width=1)}
 count = lambda net: sum(p.numel() for p in net.parameters())

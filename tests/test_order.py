@@ -11,7 +11,7 @@ from mils.channels import convert
 from mils.models import create_model
 from mils.config import Config
 from mils.learner import get_learner
-from mils.weights import load_classifier,save_classifier
+from mils.classifier import load_classifier,save_classifier
 from mils.prediction import predict,predict_sets
 from mils.export import export
 
@@ -92,7 +92,7 @@ def test_longer_names_from_a_config_to_an_exported_file(ds, tmp_path):
             assert_close(back(x, channels=s), net(x, channels=s))
             fold = net.fold(s)
             assert_close(fold(x), net(x, channels=s), 1e-4)
-        assert set_name(fold.channels)==fold.cfg.channels==s
+        assert set_name(fold.channels)==fold.architecture.channels==s
         save_classifier(tmp_path/'fold.safetensors', fold)
         with torch.inference_mode(): assert_close(load_classifier(tmp_path/'fold.safetensors')(x), fold(x))
     own = convert(resnet18(), 'R+NIR+B').extend('SWIR 1', like='NIR')

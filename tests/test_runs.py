@@ -9,10 +9,12 @@ from mils.config import Config
 from mils.arms import grid
 from mils.identity import run_name
 from mils.learner import get_learner
-from mils.runs import load_run,train_run
+from mils.trained import load_run
+from mils.runs import train_run
 from mils.sweeps import sweep_runs
 from mils.tables import collect_runs,read_results
-from mils.weights import load_state,load_tensors,save_state,save_tensors
+from mils.classifier import load_tensors,save_tensors
+from mils.weights import load_state,save_state
 
 ARMS = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
 def sweep(root, ready):
