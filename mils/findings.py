@@ -47,6 +47,10 @@ class Comparison:
     @property
     def points_range(self): return f'{100*self.low:+.1f} to {100*self.high:+.1f}'
     @property
+    def least_share(self): return f'{100*self.lower:.1f} %'
+    @property
+    def least_points(self): return f'{100*self.least:+.1f}'
+    @property
     def order(self): return verdict(self.low, self.high)
     @property
     def chance(self): return 'p < 0.001' if self.p<.001 else f'p = {self.p:.3f}'

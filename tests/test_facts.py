@@ -10,12 +10,7 @@ from colab import CELL
 repo = Path(__file__).resolve().parent.parent
 pages = {p.relative_to(repo/'nbs').with_suffix('').as_posix():p for p in pages_below(repo/'nbs')}
 
-# Pages whose text still stands in code, or whose numbers are not marked yet. This list only shrinks.
-not_yet = {
-    'report/task-a',
-    'report/task-a-folds',
-}
-converted = [p for name,p in pages.items() if name not in not_yet and not name.startswith('tutorials/')]
+converted = [p for name,p in pages.items() if not name.startswith('tutorials/')]
 each_page = pytest.mark.parametrize('page', pages.values(), ids=list(pages))
 each_converted = pytest.mark.parametrize('page', converted, ids=lambda p: p.stem)
 

@@ -13,36 +13,8 @@ from ..stats import wilson
 from ..pairs import paired
 from ..compare import detectable,mcnemar,permutation,wins
 from ..ranks import friedman,holm,rank_pairs
-from ..recorded import Recorded
 from ..findings import Comparison
-
-# %% ../../nbs/09h_statistics.ipynb #eadf55e2
-def _arm_name(r):
-    "How an arm differs from the usual one"
-    words = [r.generator]
-    if r.attention: words.append('attention')
-    if r.sampling!='sample': words.append(f'sampling={r.sampling}')
-    if r.views>1: words.append(f'views={r.views}')
-    if r.held_out: words.append(f'without {r.held_out}')
-    return ', '.join(words)
-
-@dataclass
-class Arms:
-    "Runs of Task A, their names by seed, in groups"
-    rec:Recorded
-    runs:dict  # arm -> names of its runs of the shortest length
-    alone:dict  # (channel set, epochs) -> names of specialists
-    pictures:int  # on which all were tested
-
-def arms()->Arms:
-    "The recorded arms and specialists"
-    rec = Recorded('task-a','task-a-15')
-    t = rec.runs.assign(arm=[_arm_name(r) for r in rec.runs.itertuples()])
-    short = t[t.dynamic&(t.epochs==t.epochs[~t.dynamic].min())]
-    alone = t[~t.dynamic].groupby(['channels','epochs'])
-    return Arms(rec, {a:list(g.run) for a,g in short.groupby('arm')},
-                {k:list(g.run) for k,g in alone},
-                int(t.n_test.iloc[0]))
+from .arms import arms,baseline
 
 # %% ../../nbs/09h_statistics.ipynb #60a022f2
 def _variance(hits):
@@ -112,8 +84,6 @@ def draw_detectable(a):
     ax.legend()
 
 # %% ../../nbs/09h_statistics.ipynb #7807b56b
-baseline = 'rescale'         # a plain stem; absent channels are zeros, and the rest is scaled up
-
 def _against(a):
     "One row an arm: `comparison`, `wins` (chance that a new training beats one of the baseline), `adjusted` p, `order`"
     rows = {}

@@ -11,45 +11,80 @@ from ..core import channel_sets,set_name
 from ..recorded import Recorded
 from ..findings import Comparison,Conditions,conditions_of
 
-# %% ../../nbs/09a_task_a.ipynb #58e0b0b9
+# %% ../../nbs/09a_task_a.ipynb #b0aca73d
 @dataclass(frozen=True)
 class TaskA:
     "One network against seven specialists, each asked on its own channel set"
     sets:list  # names of the channel sets
     data:Conditions
     lengths:list  # epochs for which specialists were trained, from short to long
-    long:int  # the longest
+    short:int; middle:int; long:int  # the same one by one
     best_length:int  # the one after which they are best, on validation images
     equal:dict  # epochs -> one network / seven specialists, all eight trained so long
+    seven_epochs:dict  # epochs of a specialist -> epochs that have as many steps as seven of them
     seven:dict  # epochs of a specialist -> one network with as many steps as seven such specialists
     at_best:Comparison  # one network after the longest training / specialists after their best
-    layer:dict  # epochs -> one network / the same with a plain stem, where missing channels are zero
+    views:Comparison  # one network with three channel sets a picture and step / specialists, after the shortest training
+    layer:dict  # epochs -> one network / the same with a plain stem
+    layer_views:Comparison  # the same with three channel sets a picture and step for both, after the shortest training
+    rgb:dict  # epochs -> one network on RGB / the specialist for RGB
+    rgb_seven:dict  # epochs of a specialist -> the same, with as many steps as seven such specialists
+    unseen:dict  # epochs -> without two channel sets in training / with them, on these two
+    parameters:int  # of the specialist for RGB
     parameters_added:int  # by the layer
 
-# %% ../../nbs/09a_task_a.ipynb #9dd9e6a9
+# %% ../../nbs/09a_task_a.ipynb #1b8dc4e2
 usual = dict(dynamic=True, generator='covariance', attention=False, sampling='sample', views=1, held_out='')    # settings of one network
 every_set = [set_name(s) for s in channel_sets()]
+held_out = ['RB','G']         # the sets that one arm never sees in training
 
-def _parameters_added(rec, epochs):
-    "By the layer, to a network for RGB"
+def _parameters(rec, epochs):
+    "Of the specialist for RGB, and of one network"
     n = rec.runs.set_index('run').parameters
     plain,*_ = rec.find(dynamic=False, channels='RGB', epochs=epochs)
     ours,*_ = rec.find(**usual, epochs=epochs)
-    return int(n[ours]-n[plain])
+    return int(n[plain]),int(n[ours])
 
-# %% ../../nbs/09a_task_a.ipynb #fc34aa98
+# %% ../../nbs/09a_task_a.ipynb #4d637f9d
+class _Pairs:
+    "Comparisons of Task A for a length of training"
+    def __init__(self):
+        self.rec = Recorded('task-a','task-a-15')
+
+    def one(self, epochs, **changed):
+        "Runs of one network, usual but for what is changed"
+        return self.rec.find(**{**usual, **changed}, epochs=epochs)
+
+    def against(self, runs, epochs, sets=every_set):
+        "One network and the specialists of some sets"
+        return Comparison(**self.rec.compare_specialists(sets, runs, epochs=epochs))
+
+    def layer(self, epochs, **changed):
+        "A plain stem and the layer"
+        plain = self.one(epochs, generator='rescale', **changed)
+        return Comparison(**self.rec.compare(plain, self.one(epochs, **changed)))
+
+    def unseen(self, epochs, sets=held_out):
+        "With and without two sets in training"
+        without = self.one(epochs, held_out=' '.join(held_out))
+        return Comparison(**self.rec.compare(self.one(epochs), without, sets))
+
+# %% ../../nbs/09a_task_a.ipynb #e4816511
 def read()->TaskA:
     "The facts, from the recorded runs"
-    rec = Recorded('task-a','task-a-15')
-    alone = rec.runs[~rec.runs.dynamic]
-    lengths = sorted(map(int, alone.epochs.unique()))
+    p = _Pairs()
+    alone = p.rec.runs[~p.rec.runs.dynamic]
+    lengths = short,middle,long = sorted(map(int, alone.epochs.unique()))
     best = int(alone.groupby('epochs').val_top1.mean().idxmax())
-    def one(epochs, **changed): return rec.find(**{**usual, **changed}, epochs=epochs)
-    def against(runs, epochs): return Comparison(**rec.compare_specialists(every_set, runs, epochs=epochs))
-    def layer(epochs): return Comparison(**rec.compare(one(epochs, generator='rescale'), one(epochs)))
-    return TaskA(every_set, conditions_of(rec.runs), lengths, lengths[-1], best,
-        equal={e:against(one(e), e) for e in lengths},
-        seven={e:against(one(7*e), e) for e in lengths if one(7*e)},
-        at_best=against(one(lengths[-1]), best),
-        layer={e:layer(e) for e in lengths},
-        parameters_added=_parameters_added(rec, lengths[0]))
+    seven = {e:7*e for e in lengths if p.one(7*e)}
+    plain,ours = _parameters(p.rec, short)
+    return TaskA(every_set, conditions_of(p.rec.runs), list(lengths), short, middle, long, best,
+        equal={e:p.against(p.one(e), e) for e in lengths},
+        seven_epochs=seven, seven={e:p.against(p.one(e7), e) for e,e7 in seven.items()},
+        at_best=p.against(p.one(long), best),
+        views=p.against(p.one(short, views=3), short),
+        layer={e:p.layer(e) for e in lengths}, layer_views=p.layer(short, views=3),
+        rgb={e:p.against(p.one(e), e, ['RGB']) for e in lengths},
+        rgb_seven={e:p.against(p.one(e7), e, ['RGB']) for e,e7 in seven.items()},
+        unseen={e:p.unseen(e) for e in (short,middle)},
+        parameters=plain, parameters_added=ours-plain)
