@@ -140,14 +140,14 @@ def _complete(self:DynamicConv2d, x, mask):
 set_of_call = ContextVar('set_of_call', default=None)       # a dict: channels or mask, and whether the stem took it up
 
 @torch.compiler.disable
-def _outside(): return set_of_call.get() or {}              # the compiler was left around the network, and entered again within
+def _outside(layer): return layer._note(set_of_call.get() or {})      # what is compiled is within the call, such as the layer alone
 
 
 # %% ../nbs/02b_layer.ipynb #776e9281
 @patch
 def _given(self:DynamicConv2d, n):
     "The set of the call that the network around the layer is in, for `n` pictures"
-    if torch.compiler.is_compiling(): call = self.given or (_outside() if self.wrapped else {})
+    if torch.compiler.is_compiling(): call = self.given or (_outside(self) if self.wrapped else {})
     else: call = self._note(set_of_call.get() or self.given)
     channels,mask = call.get('channels'),call.get('mask')
     if not call.get('wide'): return channels,mask

@@ -505,6 +505,15 @@ def test_a_compiler_that_gives_up_half_way_still_knows_the_set():
         assert_close(f(x[:,1:], channels='GB'), net(x[:,1:], channels='GB'))
         assert_close(f(x), net(x))
 
+@pytest.mark.parametrize('part', ['','0'])
+def test_a_network_that_is_compiled_within_knows_the_set(part):
+    net,x = convert(small_net(), stats=STATS),pictures()
+    several = MASK,MASK.flip(0)
+    want = [net(x, m) for m in several]
+    net.net.get_submodule(part).compile(backend='eager')
+    for m,y in zip(several, want): assert_close(net(torch.where(m[:,:,None,None], x, torch.nan), m), y)
+    assert_close(net(x[:1,[2,1]], channels='BG'), net(x[:1], MASK[3:4]))
+
 def test_impossible_input_under_a_compiler():
     net,x = convert(small_net(), stats=STATS),pictures()
     for call,words in ((lambda f: f(x, MASK, channels='RGB'),'not both'), (lambda f: f(x[:,:2], channels='RX'),"'X'"),

@@ -204,7 +204,7 @@ def main(again=()):
         gc.collect()                                # networks and the hooks in them hold each other
     several = [*networks()]
     order = [(library,name) for library,name,*_ in several]
-    for library,name,*rest in several:
+    for library,name,*rest in sorted(several, key=lambda o: o[1] in GIANTS):         # the largest come last
         if (library,name) in known: continue
         known[library,name] = r = row(library, name, *rest)
         print(*(f'{v}' for v in r.values() if v!=''), flush=True)
