@@ -6,19 +6,17 @@
 __all__ = ['save_tensors', 'load_tensors', 'stats_of', 'Classifier', 'save_classifier', 'load_classifier']
 
 # %% ../nbs/05ab_classifier.ipynb #6cbdc4d5
-import contextlib,io,json
+import json
 from dataclasses import asdict,dataclass,field,replace
-from pathlib import Path
 from .core import channel_set,set_name,write_atomic
 from .ranges import Ranges
 from .imageset import ChannelStats
 from .generators import generators
 from .channels import ChannelAdaptive
-from .models import create_model,models
+from .models import check_options,create_model,models
 import numpy as np,torch
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open,SafetensorError
 from safetensors.torch import save
 from torch import nn
@@ -77,6 +75,7 @@ class Architecture:
     dynamic:bool=False  # a stem for every subset of `channels`
     generator:str='covariance'  # of a dynamic stem's kernels
     attention:bool=False  # over the channels of a dynamic stem
+    def __post_init__(self): check_options(self.model, self.options)
     @classmethod
     def of(cls,
         cfg,  # a `Config`, or a dict of one
@@ -116,7 +115,7 @@ def _from_json(stats):
     mean,std = (np.array(stats[k], float) for k in ('mean','std'))
     return ChannelStats(mean, std, np.array(stats.get('cov', np.diag(std**2)), float))
 
-_add_stats = ('nobody knows how its input is normalised, since a version of this package made it that did not say so. Add to its '
+add_stats = ('nobody knows how its input is normalised, since a version of this package made it that did not say so. Add to its '
     'config.json what it was trained with, a number a channel as a share of the largest value: '
     '"stats": {"mean": [0.48, 0.45, 0.41], "std": [0.26, 0.25, 0.26]}')
 
@@ -135,7 +134,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name='mils', tags=['im
         ranges:Ranges|None=None,  # of these channels, with which values of files become numbers; `None` for photographs
     ):
         super().__init__()
-        if stats is None: raise ValueError(_add_stats)
+        if stats is None: raise ValueError(add_stats)
         if net is None:
             check_versions(architecture, (origin or {}).get('versions', {}), 'the network')
             net = create_network(architecture, len(classes), size)
@@ -175,54 +174,6 @@ def fold(self:Classifier,
     new = Classifier(self.net.fold(channels), channels, stats, self.classes, self.size, arch, self.origin, ranges)
     return new.train(self.training)
 
-# %% ../nbs/05ab_classifier.ipynb #23e26f8a
-def shipped_networks()->dict:
-    "The networks that come with the package, folders by name"
-    import mils
-    return {f'mils/{p.parent.name}':p.parent for p in sorted((Path(mils.__file__).parent/'shipped').glob('*/config.json'))}
-
-def _check_saved(folder):
-    "`ValueError` for a folder that does not hold a whole network of this kind"
-    there = {p.name for p in folder.iterdir()}
-    pickles = sorted(o for o in there if o.endswith(('.bin','.pt','.pth','.pkl','.ckpt')))
-    if 'config.json' not in there: raise ValueError(f'{folder} has no config.json; expected a folder of save_pretrained, or of a finished run')
-    if 'model.safetensors' not in there:
-        also = f'; {pickles[0]} is never loaded, because a pickle runs code when it is' if pickles else ''
-        raise ValueError(f'{folder} has no model.safetensors{also}')
-
-# %% ../nbs/05ab_classifier.ipynb #0fe771ed
-@patch
-def _save_pretrained(self:Classifier, folder):
-    if self.architecture is None: raise ValueError('no architecture describes this network, so nobody could build it again')
-    self._hub_mixin_config['origin'] = self.origin
-    super(Classifier, self)._save_pretrained(folder)
-
-@patch(cls_method=True)
-def _load_as_pickle(cls:Classifier, model, file, *args): raise ValueError(f'{file} is a pickle, which runs code when it is loaded; it is never loaded')
-
-def _why_not(e, name):
-    "Why a network could not be had, in a line"
-    known = ', '.join(shipped_networks()) or 'none'
-    if name.count('/')>1 or name.startswith(('.','/')) or name.endswith('/'): return f'no such folder: {name}'
-    return (f'{name} is no folder here, does not come with this package (which has: {known}), '
-            f'and could not be had from huggingface.co ({type(e).__name__}: {str(e).splitlines()[0]})')
-
-# %% ../nbs/05ab_classifier.ipynb #a930913a
-@patch(cls_method=True)
-def from_pretrained(cls:Classifier,
-    where,  # a folder of `save_pretrained`, a network that comes with the package (`mils/photos-64`), or one of the model hub
-    **kwargs,  # as the inherited function takes them, such as `revision` and `token`
-)->Classifier: # in evaluation mode, on the CPU
-    "A trained network; `ValueError` for a folder that does not hold all of one, `OSError` where there is none"
-    name = str(where)
-    folder = shipped_networks().get(name, Path(name))
-    if folder.is_dir(): _check_saved(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):                       # what is inherited prints
-            return super(Classifier, cls).from_pretrained(str(folder) if folder.is_dir() else name, **{'strict':True, **kwargs})
-    except RuntimeError as e: raise ValueError(f'{name} holds weights of another network: {e}') from None
-    except (OSError,HFValidationError) as e: raise OSError(_why_not(e, name)) from None
-
 # %% ../nbs/05ab_classifier.ipynb #6c5d453b
 def save_classifier(
     path,  # a safetensors file
@@ -249,4 +200,4 @@ def load_classifier(
     return net.eval()
 
 # %% ../nbs/05ab_classifier.ipynb #8b969a60
-import mils.answers  # noqa: E402,F401   # `predict` comes with the network
+import mils.answers,mils.taken  # noqa: E402,F401   # `save_pretrained`, `from_pretrained` and `predict` come with the network

@@ -75,7 +75,8 @@ def mistakes(preds, classes, most=10):
 def worst(preds, classes, most=24):
     "Pictures that got the smallest probability for the right class"
     t = preds.sort_values('p', kind='stable').head(most)
-    said = {'picture':t.image, 'class':[classes[i] for i in t.label], 'predicted':[classes[i] for i in t.pred], 'p of its class':t.p.round(4)}
+    y,pred = ([classes[i] for i in o] for o in (t.label,t.pred))
+    said = {'picture':t.image, 'class':y, 'predicted':pred, 'p of its class':t.p.round(4)}
     return pd.DataFrame(said).reset_index(drop=True)
 
 def _shown(x):
