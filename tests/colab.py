@@ -8,7 +8,7 @@ from pathlib import Path
 nbs = Path(__file__).resolve().parent.parent/'nbs'
 CELL = '''#| hide
 #| eval: false
-! [ -e /content ] && git clone -q --depth 1 https://github.com/mils-lab/mils m && pip install -q './m[lab]' && cp -r m/results m/settings.ini .'''
+! [ -e /content ] && git clone --depth 1 https://github.com/mils-lab/mils m && pip install './m[lab]' && cp -r m/results m/settings.ini .'''
 
 def notebooks():
     "All, without hidden folders and the page for what is not found"

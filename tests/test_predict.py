@@ -195,7 +195,8 @@ def test_a_file_of_other_numbers_is_refused(type, top, tmp_path):
 
 def test_values_outside_the_range_are_told(tmp_path):
     np.save(tmp_path/'bright.npy', np.full((3,24,24), 60000, np.uint16))
-    with pytest.warns(UserWarning, match='bright.npy: channel bright field has values 60000 to 60000'): cells().predict(tmp_path/'bright.npy')
+    with pytest.warns(UserWarning, match='bright.npy: channel bright field has values 60000 to 60000'):
+        cells().predict(tmp_path/'bright.npy')
 
 def test_one_file_a_channel(tmp_path):
     for i in range(2):
@@ -237,7 +238,8 @@ def test_standard_input(here):
     assert named['p']==piped['p'] and named['picture']==str(file)
 
 @pytest.mark.parametrize('words,say', [(['taken'],'arguments are required'), (['taken','x','--channels','GX'],'possible: R, G, B'),
-    (['nowhere/at/all','x'],'no such folder'), (['taken','x','--csv','--json'],'choose one'), (['taken','x','--top','0'],'expected 1 or more')])
+    (['nowhere/at/all','x'],'no such folder'), (['taken','x','--csv','--json'],'choose one'),
+    (['taken','x','--top','0'],'expected 1 or more')])
 def test_errors_are_a_line(words, say, here, capsys):
     try: assert main(['predict',*words])==1
     except SystemExit as e: assert e.code==2

@@ -175,10 +175,10 @@ def row(library, name, family, make, tries):
 
 # Exported, which takes longest: some of each kind
 EXPORTED = set("""squeezenet1_1 resnet18 alexnet mobilenet_v3_small shufflenet_v2_x0_5 mnasnet0_5 regnet_x_400mf vit_b_32
-    efficientnet_b0 convnext_tiny swin_t test_byobnet test_convnext test_efficientnet test_resnet test_vit test_nfnet test_coatnet test_mambaout
-    test_vit_relpos
-    mobileone_s0 repvgg_a0 repghostnet_050 efficientvit_b0 levit_128 fastvit_s12 tf_efficientnet_b0 xcit_nano_12_p8_224 unet/resnet18 fpn/resnet18
-    linknet/resnet18
+    efficientnet_b0 convnext_tiny swin_t test_byobnet test_convnext test_efficientnet test_resnet test_vit test_nfnet test_coatnet
+    test_mambaout test_vit_relpos
+    mobileone_s0 repvgg_a0 repghostnet_050 efficientvit_b0 levit_128 fastvit_s12 tf_efficientnet_b0 xcit_nano_12_p8_224 unet/resnet18
+    fpn/resnet18 linknet/resnet18
     deeplabv3plus/resnet18 unet/mobileone_s0 ViTForImageClassification ResNetForImageClassification ConvNextForImageClassification
     SegformerForImageClassification""".split())
 

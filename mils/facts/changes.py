@@ -15,7 +15,6 @@ from ..config import Config
 from ..arms import describe
 from ..protocols import protocols
 from ..ranks import holm
-from ..recorded import Recorded
 from ..findings import Comparison,Table
 
 # %% ../../nbs/09t_changes.ipynb #614f2ab4

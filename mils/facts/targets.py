@@ -11,7 +11,6 @@ import json
 import pandas as pd
 from ..models import create_model
 from ..profile import multiply_adds
-from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import Comparison,Table,verdict
 from .task_b import measured_costs,short
