@@ -478,6 +478,69 @@ def test_parameters_of_another_class_keep_their_names(kind):
         assert_same(o(x), dyn(x))
         assert_close(o.fold('BG')(x[:,[2,1]]), dyn(x[:,1:], channels='GB'))
 
+# Networks that normalise, count and lose inside
+def sets_agree(net, y, x, sets=('GB','BG','R'), of=lambda o: o):
+    "Each way to give a set gives what the mask gives"
+    for s in sets:
+        xs = x[:1,['RGB'.index(c) for c in s]]
+        want = of(net(x[:1], mask=net.stem.one_mask(s)))
+        assert_close(of(net(xs, channels=s)), want, 1e-3)
+        assert_close(of(net.fold(s)(xs)), want, 1e-3)
+
+def test_inception_that_transforms_its_input():
+    from torchvision.models import inception_v3
+    torch.manual_seed(0)
+    net = convert(inception_v3(transform_input=True, init_weights=False, num_classes=5).eval(), stats=STATS)
+    x = torch.randn(7,3,96,96)
+    with torch.no_grad():
+        y = net(dirty(x), MASK)
+        assert clean(y)
+        sets_agree(net, y, x)
+
+def test_a_detector_takes_lists_targets_and_sets():
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+    torch.manual_seed(0)
+    plain = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=96).eval()
+    x = [torch.rand(3,64,64), torch.rand(3,60,72)]
+    net = convert(plain, stats=STATS, example=(x,))
+    gb = torch.tensor([[False,True,True]]*2)
+    hidden = [torch.where(m[:,None,None], o, torch.nan) for o,m in zip(x, gb)]
+    bg = [o[[2,1]] for o in x]
+    with torch.no_grad():
+        for a,b,c in zip(net(hidden, gb), net(bg, channels='BG'), net.fold('BG')(bg)):
+            assert_close(b['scores'], a['scores'], 1e-3)
+            assert_close(c['scores'], a['scores'], 1e-3)
+    targets = [dict(boxes=torch.tensor([[1.,1,20,20]]), labels=torch.tensor([1]))]*2
+    net.train()
+    for losses in (net(hidden, gb, targets), net(bg, targets, channels='BG')): assert clean(*losses.values())
+
+def test_hugging_faces_names_and_checkpoints(tmp_path):
+    hf = pytest.importorskip('transformers')
+    cfg = hf.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, num_labels=5)
+    net,x = convert(hf.ViTForImageClassification(cfg).eval(), stats=STATS),pictures(64)
+    with torch.no_grad():
+        y = net(pixel_values=dirty(x), mask=MASK, labels=torch.zeros(7, dtype=torch.long))
+        assert clean(y.loss, y.logits) and net.config is cfg
+        sets_agree(net, y, x, of=lambda o: o.logits)
+        net.save_pretrained(tmp_path)
+        assert_close(type(net.net).from_pretrained(tmp_path).eval()(x).logits, net(x).logits)
+
+def test_timm_knows_the_means_of_a_converted_network():
+    from timm.data import resolve_model_data_config
+    plain = timm.create_model('vit_tiny_patch16_224', img_size=64)
+    before = resolve_model_data_config(plain)
+    assert resolve_model_data_config(convert(plain, stats=STATS))==before and before['mean']==(.5,.5,.5)
+
+def test_gradients_of_each_picture():
+    net,x = convert(small_net(), stats=STATS),pictures()
+    params,buffers = dict(net.named_parameters()),dict(net.named_buffers())
+    def loss(params, x, mask): return torch.func.functional_call(net, (params,buffers), (x[None],mask[None])).sum()
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None,0,0))(params, dirty(x), MASK)
+    for i in range(7):
+        net.zero_grad()
+        net(x[i:i+1], MASK[i:i+1]).sum().backward()
+        for k,p in net.named_parameters(): assert_close(each[k][i], torch.zeros_like(p) if p.grad is None else p.grad, 1e-4)
+
 # Under a compiler
 def test_an_empty_mask_row_under_a_compiler():
     net,x = convert(small_net(), stats=STATS),pictures()
