@@ -18,7 +18,7 @@ verdicts = {   # the strongest that any check gives decides
     'inconsistent':  'under every reading tried, it disagrees with its parts, with another statement, or with what can be counted',
     'confirmed':     'it follows from its stated parts, or was counted again',
     're-measured':   'our figure, on our protocol, stands beside it',
-    'consistent':    'it could have been otherwise, and fits',
+    'consistent':    'other numbers could have contradicted it, and do not',
     'not checkable': 'nothing here could disagree with it'}
 
 # %% ../nbs/08_claims.ipynb #006b1863

@@ -81,7 +81,7 @@ def number_log(
 def draw_frontier(
     networks:pd.DataFrame,  # `accuracy`, `low`, `high` in percent, `multiply_adds` of one picture, `depth`; a row a network
     ax=None,  # of matplotlib
-    call=str,  # how a network is called in the figure
+    names:dict=None,  # network -> what is written beside its mark; all with their own names by default
 ):
     "Networks by arithmetic (logarithmic) and accuracy; marks of those with at most six layers are filled"
     import matplotlib.pyplot as plt
@@ -94,8 +94,9 @@ def draw_frontier(
         ax.errorbar(r.macs, r.accuracy, yerr=bars, fmt=mark, color=color, mfc=fill, ms=6, capsize=2, lw=1)
     ax.set(xscale='log', xlabel='million multiply-adds', ylabel='test accuracy, %')
     ax.margins(x=.15); number_log(ax.xaxis)
-    draw_names(ax, t.macs, t.accuracy,
-               [f'{call(n)} · {d:.0f}' for n,d in zip(t.index, t.depth)])
+    names = names or {n:n for n in t.index}
+    t = t.loc[list(names)]
+    draw_names(ax, t.macs, t.accuracy, [f'{names[n]} · {d:.0f}' for n,d in zip(t.index, t.depth)])
     draw_mark_key(ax)
     return ax
 

@@ -119,7 +119,7 @@ def _judged(rows):
     claim = rows.table+'.'+rows['row']+'.'+rows.quantity
     at = pd.Series(rows.index, claim).groupby(level=0).first()
     value = _values(rows).str.replace('G', 'G FLOPs')
-    value = value.str.replace(r'^(\d+)(\d{3})$', r',', regex=True)
+    value = value.str.replace(r'^(\d+)(\d{3})$', r'\1,\2', regex=True)
     return {name:Judged(value[at[c]], rows.verdict[at[c]])
             for name,c in _spoken_of.items()}
 

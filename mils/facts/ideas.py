@@ -127,5 +127,5 @@ def draw_ideas(t):
         ax.plot(rows.gain, rows.index, 'osD^vP'[k], color=f'C{k}', label=model)
     ax.set(yticks=s.index, yticklabels=s.idea.str.partition(', ')[2], xlabel='gain, points')
     ax.grid(axis='y', lw=.4)
-    ax.legend()
+    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
     fig.tight_layout()

@@ -100,5 +100,5 @@ def table()->Table:
         if rec.find(network=n)!=deep: share = f'{r.share} ({r.share_range})'
         else: share = 'the yardstick'
         return {'name':names[n][0], 'to type':f'`{n}`', 'what it does':names[n][1], 'layers':costs.depth[n],
-            'multiply-adds, M':f'{costs.multiply_adds[n]/1e6:.0f}', "share of ResNet34's accuracy":share}
+            'multiply-adds, M':f'{costs.multiply_adds[n]/1e6:,.0f}', "share of ResNet34's accuracy":share}
     return Table(pd.DataFrame(map(row, names)))

@@ -59,13 +59,15 @@ def frugal_table()->Table:
             'training step, ratio':f'{costs.train_ms[n]/costs.train_ms[ours]:.1f}'}
     return Table(pd.DataFrame(map(row, (ours,*leaner(rec)[1]))))
 
-# %% ../../nbs/09s_ranking.ipynb #a6852ea0
+# %% ../../nbs/09s_ranking.ipynb #f0e38187
 def draw_networks_by_work():
     "Accuracy against multiply-adds"
     rec,costs = Recorded('task-b'),measured_costs()
     t = (100*_accuracies(rec).astype(float)).rename(columns={'mean':'accuracy'})
     t = t.join(costs[['multiply_adds','depth']]).drop(index=short['bare'])
-    return draw_frontier(t, call=call)
+    named = {n:call(n).removesuffix(' grid') for k,
+        n in short.items() if k not in ('bare','half')}
+    return draw_frontier(t, names=named)
 
 # %% ../../nbs/09s_ranking.ipynb #d5558c14
 def _of_hundred(rec):
