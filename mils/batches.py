@@ -6,8 +6,7 @@
 __all__ = ['Batches']
 
 # %% ../nbs/05c_batches.ipynb #56d2d000
-import math,time,warnings
-warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
+import math,time
 from itertools import islice
 from .imageset import ChannelStats,ImageSet
 from .classifier import scale_and_offset,stats_of

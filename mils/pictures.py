@@ -6,6 +6,8 @@
 __all__ = ['Pictures']
 
 # %% ../nbs/05b_pictures.ipynb #a80862e4
+import warnings
+warnings.filterwarnings('ignore', message='The given NumPy array is not writable')               # a cache is read, never written
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
