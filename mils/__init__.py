@@ -15,7 +15,7 @@ if not os.environ.keys()&{'OMP_WAIT_POLICY','GOMP_SPINCOUNT'}: os.environ['GOMP_
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)
 
 # %% ../nbs/00_threads.ipynb #e17ee5a8
-_lab = 'fastai plum pandas pyarrow scipy mpmath statsmodels sklearn matplotlib seaborn adjustText networkx'.split()
+_lab = 'fastai plum pandas pyarrow scipy mpmath statsmodels sklearn matplotlib seaborn networkx'.split()
 
 def _asked_by_us():
     "Whether the innermost module that is at work, imports aside, is one of this package"

@@ -45,9 +45,10 @@ def read_classes(
 )->ClassNames:
     "The classes that `classes.txt` declares"
     lines = [(i,l.strip()) for i,l in text_lines(text)]
+    if not lines: raise ValueError('classes.txt names no class; expected one a line, or no such file')
     rows = _numbered(lines) or [(k, None, l, i) for k,(i,l) in enumerate(lines)]
     rows.sort(key=lambda r: r[0])
-    first = int(bool(rows) and rows[0][0]==1)
+    first = int(rows[0][0]==1)
     for k,(label,_,_,line) in enumerate(rows, first):
         if label!=k:
             raise ValueError(f"classes.txt line {line}: label {label}, expected {k}; labels count from {first}, each once")

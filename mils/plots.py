@@ -7,6 +7,7 @@ __all__ = ['draw_shares', 'network_mark', 'draw_mark_key', 'draw_names', 'number
 
 # %% ../nbs/07e_plots.ipynb #8b000003
 import numpy as np,pandas as pd
+from matplotlib.transforms import Bbox
 
 # %% ../nbs/07e_plots.ipynb #45cece51
 def page_style():
@@ -52,22 +53,56 @@ def draw_mark_key(ax):
     ax.legend(samples, _marks, loc='lower right')
 
 # %% ../nbs/07e_plots.ipynb #b535295f
+def _around(p, r): return Bbox([p-r,p+r])
+
+def _taken(ax, points):
+    "Boxes in pixels that no name may cover: marks, bars and the key"
+    bars = [ax.transData.transform(s) for c in ax.collections for s in c.get_segments()]
+    along = [_around(p, 3) for s in bars for p in np.linspace(*s, 12)]
+    key = [ax.get_legend().get_window_extent()] if ax.get_legend() else []
+    return [_around(p, 6) for p in points]+along+key
+
+def _places(p, width, height):
+    "Boxes for a name around a mark, the nearest first; beside, above and below before askew"
+    angles = np.linspace(0, 2*np.pi, 24, endpoint=False)
+    angles = sorted(angles, key=lambda a: (round(abs(np.sin(2*a)),2), np.sin(a)**2))
+    for r in range(8, 240, 6):
+        for a in angles:
+            x,y = p+[np.cos(a)*(r+width/2),np.sin(a)*(r+height/2)]
+            yield Bbox.from_bounds(x-width/2, y-height/2, width, height)
+
+def _leader(p, box):
+    "Points from a mark to its name; none where the name is beside it"
+    end = np.clip(p, box.min, box.max)
+    return np.linspace(p, end, 30)[3:] if np.hypot(*(end-p))>14 else np.empty((0,2))
+
+# %% ../nbs/07e_plots.ipynb #61c5c071
+def _is_free(p, box, taken, others, inside):
+    "Whether a name there covers nothing, and its line neither a name nor another mark"
+    if inside.x0>box.x0 or inside.y0>box.y0 or inside.x1<box.x1 or inside.y1<box.y1: return False
+    if box.count_overlaps(taken): return False
+    return not any(b.contains(*q) for q in _leader(p, box) for b in others)
+
 def draw_names(
-    ax,  # of matplotlib, with its scales set
+    ax, # of matplotlib, with its scales, marks and key, and no change of layout after this
     x, y,  # where the marks are
     names,  # what is written beside them
 ):
-    "Names beside marks, moved until they cover neither each other nor a mark nor a bar"
-    from adjustText import adjust_text
-    bars = [s for c in ax.collections for s in c.get_segments()]
-    taken = np.concatenate([np.c_[list(x),list(y)],
-                            *(np.linspace(*s, 9) for s in bars)])
-    box = dict(fc='white', ec='none', alpha=.7, pad=.5)
-    texts = [ax.text(*o, fontsize=10.5, ha='center', va='center', bbox=box)
-             for o in zip(x, y, names)]
-    # stronger than by default, for two dozen names
-    forces = dict(force_text=(.4,.4), force_static=(.2,.2), force_explode=(.3,.5), iter_lim=1000)
-    adjust_text(texts, *taken.T, ax=ax, arrowprops=dict(arrowstyle='-', color='.6', lw=.6), expand=(1.15,1.6), **forces)
+    "Names beside marks, where they cover neither each other nor a mark nor a bar"
+    ax.figure.canvas.draw()
+    points,inside,back = ax.transData.transform(np.c_[list(x),list(y)]),ax.get_window_extent(),ax.transData.inverted().transform
+    marks,taken,placed = [_around(p, 5) for p in points],_taken(ax, points),[]
+    crowd = (np.hypot(*(points[:,None]-points).T)<100).sum(0)
+    for i in np.argsort(-crowd, kind='stable'):                                 # where it is full, first
+        text = ax.text(*back(points[i]), names[i], fontsize=10.5, ha='center', va='center')
+        size,others = text.get_window_extent(),[*placed,*marks[:i],*marks[i+1:]]
+        possible = _places(points[i], size.width+4, size.height+2)
+        box = next((b for b in possible if _is_free(points[i], b, taken, others, inside)), size)
+        line = _leader(points[i], box)
+        text.set_position(back((box.min+box.max)/2))
+        if len(line): ax.plot(*back(line[[0,-1]]).T, color='.6', lw=.7, zorder=1)
+        placed.append(box)
+        taken += [box,*(_around(q, 1) for q in line)]
 
 # %% ../nbs/07e_plots.ipynb #4d9d1d90
 def number_log(
@@ -94,10 +129,11 @@ def draw_frontier(
         ax.errorbar(r.macs, r.accuracy, yerr=bars, fmt=mark, color=color, mfc=fill, ms=6, capsize=2, lw=1)
     ax.set(xscale='log', xlabel='million multiply-adds', ylabel='test accuracy, %')
     ax.margins(x=.15); number_log(ax.xaxis)
+    draw_mark_key(ax)
     names = names or {n:n for n in t.index}
     t = t.loc[list(names)]
-    draw_names(ax, t.macs, t.accuracy, [f'{names[n]} · {d:.0f}' for n,d in zip(t.index, t.depth)])
-    draw_mark_key(ax)
+    draw_names(ax, t.macs, t.accuracy,
+               [f'{names[n]} · {d:.0f}' for n,d in zip(t.index, t.depth)])
     return ax
 
 # %% ../nbs/07e_plots.ipynb #9ad8bf71
@@ -108,12 +144,13 @@ def draw_answers(
 ):
     "Shares of a yardstick's accuracy with their intervals, a row each"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(8,.42*len(comparisons)+.7))[1]
+    ax = ax or plt.subplots(figsize=(8,.48*len(comparisons)+.7))[1]
     for y,(label,r) in enumerate(comparisons.items()):
         ax.plot([100*r.ratio_low,100*r.ratio_high],
                 [y,y], '-', color='C0', lw=2.5, solid_capstyle='butt')
         ax.plot(100*r.ratio, y, 'o', color='C0', ms=7)
-        ax.annotate(f'{100*r.ratio:.1f} %', (100*r.ratio,y), (0,6), textcoords='offset points', ha='center', fontsize=9)
+        ax.annotate(f'{100*r.ratio:.1f} %', (100*r.ratio,y), (0,7), textcoords='offset points', ha='center',
+                    bbox=dict(fc='white', ec='none', pad=.5))
     ax.axvline(100, color='.3', lw=1)
     if goal: ax.axvline(100*goal, color='.3', lw=1, ls=':')
     ax.set(yticks=range(len(comparisons)), yticklabels=comparisons, xlabel="% of the yardstick's accuracy")

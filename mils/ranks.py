@@ -69,7 +69,7 @@ def _draw_names(ax, ranks):
         if i<half: x,y,side,text = .6,-(.8+i),'right',f'{name} {rank:.1f} '
         else: x,y,side,text = k+.4,-(.8+k-1-i),'left',f' {rank:.1f} {name}'
         ax.plot([rank,rank,x], [0,y,y], color='.4', lw=.8)
-        ax.text(x, y, text, ha=side, va='center', fontsize=8)
+        ax.text(x, y, text, ha=side, va='center')
 
 def _draw_bars(ax, ranks, cd):
     "A bar over each longest row of networks that cannot be told apart"
@@ -91,15 +91,15 @@ def draw_ranks(
     import matplotlib.pyplot as plt
     n,k = scores.shape
     ranks,cd = _mean_ranks(scores),_critical_difference(k, n, level)
-    ax = ax or plt.subplots(figsize=(7, .9+.17*k))[1]
+    ax = ax or plt.subplots(figsize=(8, 1.2+.2*k))[1]
     _draw_names(ax, ranks)
     _draw_bars(ax, ranks, cd)
     ax.plot([1,1+cd], [.9,.9], '|-', color='k')
     ax.text(1+cd/2,
-            1., f'critical difference {cd:.2f}', ha='center', va='bottom', fontsize=8)
+            1., f'critical difference {cd:.2f}', ha='center', va='bottom')
     ax.plot([1,k], [0,0], color='k', lw=1)
     for v in range(1, k+1):
         ax.plot([v,v], [0,.12], color='k', lw=1)
-        ax.text(v, .2, v, ha='center', va='bottom', fontsize=7)
+        if k<15 or v%2: ax.text(v, .2, v, ha='center', va='bottom')
     ax.set(xlim=(-k*.25,k*1.25+1), ylim=(-((k+1)//2)-.6,1.7)); ax.axis('off')
     return ax

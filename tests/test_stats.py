@@ -18,20 +18,28 @@ def world(rng, seeds, luck, n=400, means=(.40,.40)):
     p = np.array(means)[:,None,None]+rng.normal(0, .15, n)+rng.normal(0, .08, (2,1,n))+rng.normal(0, luck, (2,seeds,1))
     return (rng.random((2,seeds,n))<p.clip(0, 1)).astype(float)
 
-@pytest.mark.parametrize('seeds,luck', [(1,0.),(3,0.),(3,.01),(5,.02)])
-def test_intervals_of_pairs_cover(seeds, luck):
-    n,hits = 500,0
-    for i in range(n):
-        r = paired(*world(np.random.default_rng(i), seeds, luck))
-        hits += r['low']<0<r['high']
-    assert hits>binom.ppf(1e-4, n, .94) and hits<=n-1           # at least about nominal; never certain
+def as_promised(hits, n):
+    "Whether so many of `n` intervals of 95 % may hold the truth; those of 90 %, and those that hold it always, may not"
+    return binom.ppf(1e-3, n, .95)<=hits<n
+
+def covered(seeds, luck, level, n=1000):
+    "How many intervals hold the truth, which is zero, among experiments in `n` worlds"
+    intervals = [paired(*world(np.random.default_rng(i), seeds, luck), level=level) for i in range(n)]
+    return sum(r['low']<0<r['high'] for r in intervals),n
+
+@pytest.mark.parametrize('seeds,luck', [(1,0.),(2,0.),(2,.01),(3,0.),(3,.01),(5,.02)])
+def test_intervals_of_pairs_cover(seeds, luck): assert as_promised(*covered(seeds, luck, .95))
+
+def test_intervals_that_are_too_short_are_found():
+    assert not as_promised(*covered(1, 0., .90))
+    assert not as_promised(900, 1000) and not as_promised(1000, 1000) and as_promised(940, 1000)
 
 def test_ratio_interval_covers():
-    n,hits = 400,0
+    n,hits = 1000,0
     for i in range(n):
         a,b = world(np.random.default_rng(i), 4, .01, means=(.5,.45))
         r = paired(a, b); hits += r['ratio_low']<.9<r['ratio_high']
-    assert hits>binom.ppf(1e-4, n, .94)
+    assert as_promised(hits, n)
 
 def test_ratio_interval_is_near_scipys_bootstrap_where_pictures_are_the_only_luck():
     for i in range(20):

@@ -79,7 +79,7 @@ def draw_verdicts(rows):
     for (verdict,n),shade,hatch in zip(t.items(), ('.15','1','.8','.92','1'), ('','///','','...','')):
         ax.barh(t.index.str.replace('_', ' '), n, left=left, color=shade, hatch=hatch, edgecolor='.35', lw=.6, label=verdict)
         left = left+n
-    ax.set(xlabel='numbers'); ax.legend(fontsize=9, loc='lower right')
+    ax.set(xlabel='numbers'); ax.legend(loc='lower right')
     fig.tight_layout()
 
 # %% ../../nbs/09i_audit.ipynb #7310dc24

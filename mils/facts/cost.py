@@ -177,15 +177,14 @@ def draw_times():
     t = _each(measured())
     load,panels = t.multiply_adds/1e6,{'one picture alone':('ms','ms_low','ms_high'), 'a picture in a batch':('rate','rate_high',
         'rate_low')}
-    fig,axs = plt.subplots(1, 2, figsize=(11.5,6.2))
-    for ax,(title,columns) in zip(axs, panels.items()):
-        ms,low,high = (1e3/t[k] if k.startswith('rate') else t[k] for k in columns)
+    fig,axs = plt.subplots(1, 2, figsize=(11.5,6.2), layout='constrained')
+    times = [[1e3/t[k] if k.startswith('rate') else t[k] for k in columns] for columns in panels.values()]
+    for ax,title,(ms,low,high) in zip(axs, panels, times):
         for n in t.index:
             color,mark = network_mark(n)
             ax.plot(load[n], ms[n], mark, color=color, ms=5)
             ax.vlines(load[n], low[n], high[n], color=color, lw=1.5)
         ax.set(xscale='log', yscale='log', xlabel='million multiply-adds', ylabel='milliseconds', title=title)
         ax.margins(x=.15); number_log(ax.xaxis, ax.yaxis)
-        draw_names(ax, load, ms, t.index.str.replace('resnet34 stem=','ResNet34, '))
         draw_mark_key(ax)
-    fig.tight_layout()
+    for ax,(ms,*_) in zip(axs, times): draw_names(ax, load, ms, t.index.str.replace('resnet34 stem=','ResNet34, '))

@@ -78,7 +78,6 @@ def draw_network(network, ax):
         ax.bar(x, side, wide, bottom=-side/2, align='edge', color='C0', ec='white', lw=.6)
         x += wide+.06
     ax.set(title=names[network][0], xlim=(-.2,14), ylim=(-17,17))
-    ax.title.set_size(10)
     ax.axis('off')
 
 def draw_networks():
