@@ -58,10 +58,12 @@ class ImageNet:
     pictures:int  # of the test
     rgb:str  # accuracy on RGB
     equal:bool  # whether all predictions on RGB are the same before and after `convert`
-    ways:dict  # name, see `adoption` -> Way, as far as it is recorded
+    ways:dict  # name, see `adoption` -> Way, as far as it is recorded; `tuned` after fine-tuning with labels
+    after:Share  # accuracy of the fine-tuned network on RGB, or `None`
 
     @property
-    def best(self)->str: return max(self.ways, key=lambda k: self.ways[k].pairs.ratio+self.ways[k].singles.ratio)
+    def best(self)->str: # without labels
+        return max((k for k in self.ways if k!='tuned'), key=lambda k: self.ways[k].pairs.ratio+self.ways[k].singles.ratio)
     @property
     def sentence(self)->str:
         how = dict(covariance='with one line of code', recalibrated='with batch norms re-estimated', solved='with layers solved anew')
@@ -78,6 +80,14 @@ def _way(hits, way, rgb):
                share_of(rgb, mean(pairs)),
                share_of(rgb, mean(singles)))
 
+def _tuned(rgb):
+    "The fine-tuned network on the pictures that it was asked, and its accuracy on RGB; nothing where it is not recorded"
+    file = results_dir()/'imagenet'/'tuned.parquet'
+    if not file.exists(): return {},None
+    ranks = pd.read_parquet(file).assign(way='tuned').pivot(index='image', columns=['way','channels'], values='rank')
+    hits,rgb = (ranks<1).astype(float),rgb.loc[ranks.index]
+    return {'tuned':_way(hits, 'tuned', rgb)},share_of(rgb, hits['tuned','RGB'])
+
 def read()->ImageNet:
     "The facts, from the recorded predictions"
     t = pd.read_parquet(results_dir()/'imagenet'/'adopted.parquet')
@@ -85,6 +95,7 @@ def read()->ImageNet:
     if ranks.isna().any().any(): raise ValueError('the ways were not tried on the same pictures')
     hits = (ranks<1).astype(float)
     rgb = hits['plain','RGB']
-    ways = [w for w in ranks.columns.unique('way') if w!='plain']
-    return ImageNet(len(hits), f'{100*rgb.mean():.1f} %', bool((ranks['plain','RGB']==ranks['covariance','RGB']).all()),
-        {w:_way(hits, w, rgb) for w in ways})
+    equal = bool((ranks['plain','RGB']==ranks['covariance','RGB']).all())
+    ways = {w:_way(hits, w, rgb) for w in ranks.columns.unique('way') if w!='plain'}
+    tuned,after = _tuned(rgb)
+    return ImageNet(len(hits), f'{100*rgb.mean():.1f} %', equal, {**ways,**tuned}, after)
