@@ -22,18 +22,18 @@ def _row(what, r, goal=False):
     "A comparison: a share of the yardstick, its interval, a verdict and how many trainings"
     said = f'90 %: {r.reaches_90}' if goal else r.order
     return {'comparison':what, 'share':r.share,
-            '95 % interval':r.share_range, 'verdict':said, 'seeds or folds':r.seeds}
+            '95 % interval':r.share_range, 'verdict':said, 'seeds or parts':r.seeds}
 
 def comparisons()->Table:
     "The comparisons behind the answers"
     a,f,b = read_task_a(), read_folds(), read_task_b()
     one,layer,four = 'one network / seven specialists','with the layer / with zeros','four layers / ResNet34'
     rows = [_row(f'{one}, {e} epochs each', r) for e,r in a.equal.items()]
-    rows += [_row(f'{one}, {f.epochs} epochs each, on folds', f.equal),
+    rows += [_row(f'{one}, {f.epochs} epochs each, on parts', f.equal),
         _row(f'{one}, the same with three channel sets a picture and step', f.views),
-        _row(f'{one}, {f.seven_epochs} epochs / {f.epochs} each, on folds, weight decay {f.decay}', f.seven)]
+        _row(f'{one}, {f.seven_epochs} epochs / {f.epochs} each, on parts, weight decay {f.decay}', f.seven)]
     rows += [_row(f'{layer}, {e} epochs', r) for e,r in a.layer.items()]
-    rows += [_row(f'{layer}, {f.epochs} epochs, on folds', f.layer)]
+    rows += [_row(f'{layer}, {f.epochs} epochs, on parts', f.layer)]
     rows += [_row(f'{four}, {e} epochs', r, True) for e,r in b.after.items()]
     rows += [_row(f'{four}, {b.hundred_data.classes} classes at {b.hundred_data.size} px', b.hundred, True)]
     return Table(pd.DataFrame(rows))
@@ -92,7 +92,7 @@ _columns = {'data':'data', 'size':'pixels', 'classes':'classes', 'n_train':'pict
 def conditions()->Table:
     "Under which conditions the runs were made"
     recs = {'chroma':Recorded('chroma'), 'photographs, 64 px':Recorded('tin50'), 'Task A':Recorded('task-a','task-a-15'),
-        'Task A, folds':Recorded('task-a-folds'), 'Task B':Recorded('task-b')}
+        'Task A, ten parts':Recorded('task-a-folds'), 'Task B':Recorded('task-b')}
     def every(rec):
         values = rec.runs.reindex(columns=_columns).astype(object).fillna('').astype(str)
         return values.agg(lambda c: ', '.join(dict.fromkeys(c)))
