@@ -66,12 +66,15 @@ _never_sampled = {'RGB only, zeros after normalisation':'zero_fill', 'RGB only, 
 def _line(name, a, hits):
     "A row of the table; `hits` takes channel sets and gives `(seeds, images)`"
     d = _paired(a.rec.hits(a.runs[baseline]), hits(every_set))
-    parts = [hits(s).mean() for s in (['RGB'],groups['pairs'],groups['singles'])]
+    parts = [
+        hits(s).mean()
+        for s in (['RGB'],groups['pairs'],groups['singles'])]
     return {
         'arm':name,
         'mean':100*hits(every_set).mean(),
         'RGB / pairs / singles':' / '.join(f'{100*v:.1f}' for v in parts),
-        'points over the baseline':f'{d.points} ({d.points_range})', 'seeds':len(hits(['RGB']))}
+        'points over the baseline':f'{d.points} ({d.points_range})',
+        'seeds':len(hits(['RGB']))}
 
 def arms_table(a)->pd.DataFrame:
     "Accuracy of every arm in percent, and its lead over the baseline"
@@ -110,7 +113,9 @@ def design_table(a)->pd.DataFrame:
         return f'{values[k]:.2f} ({change:+.2f})'
     def row(k, arm):
         return both(told, k),both(own, k),f'{_top1(a, arm):.2f}',f'`{arm}`'
-    rows = {k.replace('_', ' '):row(k, arm) for k,arm in _designs.items()}
+    rows = {
+        k.replace('_', ' '):row(k, arm)
+        for k,arm in _designs.items()}
     columns = ['reported (change)','measured (change)','mean of seven sets','arm']
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('design')
 
@@ -130,7 +135,9 @@ def reported_sets_table(a)->pd.DataFrame:
     half = {s:50*(c['high']-c['low']) for s,c in ends.items()}
     def shown(c):
         return [f'{v:.1f} ({100*v/c.RGB:.1f} %)' for v in c]
-    t = pd.DataFrame({k:shown(c) for k,c in columns.items()}, index=every_set)
+    t = pd.DataFrame(
+        {k:shown(c) for k,c in columns.items()},
+        index=every_set)
     pm = _reported('modes', 'accuracy_pm')
     return t.assign(**{'reported ± / ours':[
         f'{pm[s]:.1f} / {half[s]:.1f}'
@@ -139,7 +146,9 @@ def reported_sets_table(a)->pd.DataFrame:
 # %% ../../nbs/09ad_arms.ipynb #dd8095d5
 def _against_seven(rec, epochs, runs, parameters):
     "A row: one network and its specialists, on RGB and in the mean of the sets"
-    r,rgb = (rec.compare_specialists(s, runs, epochs=epochs) for s in (every_set,['RGB']))
+    r,rgb = (
+        rec.compare_specialists(s, runs, epochs=epochs)
+        for s in (every_set,['RGB']))
     return 100*rgb['b'],100*rgb['a'],100*r['b'],100*r['a'],parameters[runs[0]]/parameters[rec.find(
         dynamic=False,
         channels='RGB')[0]]
@@ -186,7 +195,9 @@ class ArmFacts:
 def _attention(a):
     "Generator -> with attention / without"
     rows = {g.removesuffix(', attention') for g in a.runs if g.endswith(', attention')}
-    return {g:compare_arms(a, g, f'{g}, attention') for g in sorted(rows-{'covariance'})}
+    return {
+        g:compare_arms(a, g, f'{g}, attention')
+        for g in sorted(rows-{'covariance'})}
 
 # %% ../../nbs/09ad_arms.ipynb #65d6739a
 def read()->ArmFacts:
@@ -197,7 +208,9 @@ def read()->ArmFacts:
     n,others = a.rec.runs.set_index('run').parameters,_attention(a)
     helped = [f'`{g}`' for g,r in others.items() if r.order=='ahead']
     def to(arm): return compare_arms(a, 'covariance', arm)
-    return ArmFacts(_paired(zeros, a.rec.hits(a.runs[baseline])), _paired(zeros, completed),
+    return ArmFacts(
+        _paired(zeros, a.rec.hits(a.runs[baseline])),
+        _paired(zeros, completed),
         {g:compare_arms(a, g, 'covariance') for g in ('adapter','gray')},
         int(n[a.runs['adapter'][0]]-n[a.alone['RGB',short][0]]),
         to('covariance, views=3'), compare_arms(a, baseline, f'{baseline}, views=3'),

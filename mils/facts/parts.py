@@ -30,9 +30,15 @@ def results_table(f)->pd.DataFrame:
         ('A1a', usual+three, f.views),
         ('A1a', strict, f.stricter),
         ('A1a', strict+three, f.stricter_views),
-        ('A1b', long, f.seven), ('A2', 'the layer alone', f.layer), ('A2', 'the layer alone, three sets for both', f.layer_views),
-        ('A2', 'layer and training, three sets / one', f.method), ('A3', usual, f.rgb), ('A3', usual+three, f.rgb_views),
-        ('A3', strict, f.rgb_stricter), ('A3', strict+three, f.rgb_stricter_views), ('A3', long, f.rgb_seven)]
+        ('A1b', long, f.seven),
+        ('A2', 'the layer alone', f.layer),
+        ('A2', 'the layer alone, three sets for both', f.layer_views),
+        ('A2', 'layer and training, three sets / one', f.method),
+        ('A3', usual, f.rgb),
+        ('A3', usual+three, f.rgb_views),
+        ('A3', strict, f.rgb_stricter),
+        ('A3', strict+three, f.rgb_stricter_views),
+        ('A3', long, f.rgb_seven)]
     for way,kept in {'every layer solved anew':f.rebuilt, 'completion, batch norms re-estimated':f.completed}.items():
         rows += [(f'A5, {k}', way, r) for k,r in kept.items()]
     return pd.DataFrame([
@@ -44,13 +50,17 @@ without = f'without {" and ".join(held_out)} in training'
 
 def _by_set(p):
     "Contender -> runs, or for specialists the runs of each set"
-    special = [{s:p.special(s, recipe) for s in every_set} for recipe in (p.recipe,p.decayed)]
+    special = [
+        {s:p.special(s, recipe) for s in every_set}
+        for recipe in (p.recipe,p.decayed)]
     return {
         'one network':p.one(),
         'plain stem':p.plain(),
         'three sets a step':p.one(views=3),
         f'{7*p.epochs} epochs':p.long(),
-        'specialists':special[0], 'specialists, more decay':special[1], without:p.one(held_out=' '.join(held_out))}
+        'specialists':special[0],
+        'specialists, more decay':special[1],
+        without:p.one(held_out=' '.join(held_out))}
 
 def _accuracy(p, runs, channels):
     "Accuracy on a channel set in percent, by part"
@@ -67,7 +77,9 @@ def sets_table()->pd.DataFrame:
     t.loc['mean'] = t.mean()
     t = t.map('{:.1f}'.format)
     columns = {'specialists':['specialists','specialists, more decay'],
-        'one network':['one network','three sets a step',f'{7*p.epochs} epochs'], 'plain stem':['plain stem'], without:[without]}
+        'one network':['one network','three sets a step',f'{7*p.epochs} epochs'],
+        'plain stem':['plain stem'],
+        without:[without]}
     return pd.DataFrame({
         k:t[names].agg(' / '.join, axis=1)
         for k,names in columns.items()}).rename_axis('channels')
@@ -90,9 +102,17 @@ def draw_sets():
             'osDx^'[i],
             ms=6,
             label=label)
-    left.set(xticks=range(len(every_set)), xticklabels=every_set, ylabel='test accuracy, %')
-    def shares(runs): return pd.DataFrame([vars(p.against(runs, [s])) for s in every_set], index=every_set)
-    draw_shares({k:shares(arms[k]) for k in ('one network','plain stem','three sets a step')}, right)
+    left.set(
+        xticks=range(len(every_set)),
+        xticklabels=every_set,
+        ylabel='test accuracy, %')
+    def shares(runs):
+        return pd.DataFrame(
+            [vars(p.against(runs, [s])) for s in every_set],
+            index=every_set)
+    draw_shares(
+        {k:shares(arms[k]) for k in ('one network','plain stem','three sets a step')},
+        right)
     right.get_legend().remove()
     fig.legend(*left.get_legend_handles_labels(), ncol=5, loc='upper center')
     fig.tight_layout(rect=(0,0,1,.9))
@@ -125,7 +145,11 @@ def draw_parts(f):
             *_part_by_part(p, p.plain(), p.one()),
             100*f.layer.diff,
             100*f.layer.least),
-        'A3: RGB, points':(parts, rgb-rgb_alone, 100*f.rgb.diff, 100*f.rgb.least),
+        'A3: RGB, points':(
+            parts,
+            rgb-rgb_alone,
+            100*f.rgb.diff,
+            100*f.rgb.least),
         'A6: sets never seen, points':(
             *_part_by_part(p, p.one(), without, held_out),
             100*f.unseen.diff,
@@ -134,9 +158,7 @@ def draw_parts(f):
     for ax,(title,(x,y,mean,least)) in zip(axs.flat, panels.items()):
         floor = 100*targets[title.partition(':')[0]][2]
         ax.plot(x, y, 'o', ms=6)
-        for level,style in (
-            (mean,'-'),
-            (least,'--'),
-            (floor,':')): ax.axhline(level, color='.3', ls=style, lw=1.2)
+        for level,style in ((mean,'-'), (least,'--'), (floor,':')):
+            ax.axhline(level, color='.3', ls=style, lw=1.2)
         ax.set(title=title, xlabel='part', xticks=range(f.parts))
     fig.tight_layout()

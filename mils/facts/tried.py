@@ -51,7 +51,9 @@ def tuning_table()->pd.DataFrame:
     def tried(pattern, column, side):
         return values(t[t.idea.str.contains(pattern)&(t.side==side)][column])
     sides = 'specialists','one network','plain stem'
-    rows = {k:{side:tried(*knob, side) for side in sides} for k,knob in _knobs.items()}
+    rows = {
+        k:{side:tried(*knob, side) for side in sides}
+        for k,knob in _knobs.items()}
     return pd.DataFrame.from_dict({**rows, 'trials, these and others':t.side.value_counts()}, 'index').rename_axis('setting')
 
 # %% ../../nbs/09ae_tried.ipynb #38cbc7e1
@@ -76,7 +78,10 @@ def unseen_table()->pd.DataFrame:
     one,without = (
         rec.find(**{**usual, 'held_out':h}, epochs=epochs)
         for h in ('',' '.join(held_out)))
-    asked = {**{s:[s] for s in held_out}, 'both':held_out, 'the other five':[s for s in every_set if s not in held_out]}
+    asked = {
+        **{s:[s] for s in held_out},
+        'both':held_out,
+        'the other five':[s for s in every_set if s not in held_out]}
     rows = {}
     for k,sets in asked.items():
         r = rec.compare(one, without, sets)
