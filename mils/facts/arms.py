@@ -40,7 +40,12 @@ def arms()->Arms:
     t = rec.runs.assign(arm=[_arm_name(r) for r in rec.runs.itertuples()])
     lengths = sorted(map(int, t.epochs[~t.dynamic].unique()))
     short,alone = t[t.dynamic&(t.epochs==lengths[0])],t[~t.dynamic].groupby(['channels','epochs'])
-    return Arms(rec, {a:list(g.run) for a,g in short.groupby('arm')}, {k:list(g.run) for k,g in alone}, int(t.n_test.iloc[0]), lengths)
+    return Arms(
+        rec,
+        {a:list(g.run) for a,g in short.groupby('arm')},
+        {k:list(g.run) for k,g in alone},
+        int(t.n_test.iloc[0]),
+        lengths)
 
 # %% ../../nbs/09ad_arms.ipynb #e22a53f0
 baseline = 'rescale'
@@ -61,16 +66,24 @@ _never_sampled = {'RGB only, zeros after normalisation':'zero_fill', 'RGB only, 
 def _line(name, a, hits):
     "A row of the table; `hits` takes channel sets and gives `(seeds, images)`"
     d = _paired(a.rec.hits(a.runs[baseline]), hits(every_set))
-    parts = [hits(s).mean() for s in (['RGB'],groups['pairs'],groups['singles'])]
-    return {'arm':name, 'mean':100*hits(every_set).mean(), 'RGB / pairs / singles':' / '.join(f'{100*v:.1f}' for v in parts),
-        'points over the baseline':f'{d.points} ({d.points_range})', 'seeds':len(hits(['RGB']))}
+    parts = [
+        hits(s).mean()
+        for s in (['RGB'],groups['pairs'],groups['singles'])]
+    return {
+        'arm':name,
+        'mean':100*hits(every_set).mean(),
+        'RGB / pairs / singles':' / '.join(f'{100*v:.1f}' for v in parts),
+        'points over the baseline':f'{d.points} ({d.points_range})',
+        'seeds':len(hits(['RGB']))}
 
 def arms_table(a)->pd.DataFrame:
     "Accuracy of every arm in percent, and its lead over the baseline"
     c,short = converted(),a.lengths[0]
     def of(runs): return lambda sets: a.rec.hits(runs, sets)
     def of_converted(method): return lambda sets: converted_hits(c, short, method, False, sets)
-    rows = [_line(name, a, of(runs)) for name,runs in a.runs.items() if 'without' not in name]
+    rows = [
+        _line(name, a, of(runs))
+        for name,runs in a.runs.items() if 'without' not in name]
     rows += [_line('seven specialists', a, lambda sets: a.rec.specialists(sets, epochs=short))]
     rows += [_line(name, a, of_converted(m)) for name,m in _never_sampled.items()]
     t = pd.DataFrame(rows).sort_values('mean', ascending=False).set_index('arm')
@@ -92,12 +105,17 @@ def _top1(a, arm, sets=every_set):
 
 def design_table(a)->pd.DataFrame:
     "Accuracy on RGB without a part of the design, and the change by that"
-    told,own = _reported('ablation', 'rgb_accuracy'),{k:_top1(a, arm, ['RGB']) for k,arm in _designs.items()}
+    told,own = _reported('ablation', 'rgb_accuracy'),{
+        k:_top1(a, arm, ['RGB'])
+        for k,arm in _designs.items()}
     def both(values, k):
         change = values[k]-values['full']
         return f'{values[k]:.2f} ({change:+.2f})'
-    def row(k, arm): return both(told, k),both(own, k),f'{_top1(a, arm):.2f}',f'`{arm}`'
-    rows = {k.replace('_', ' '):row(k, arm) for k,arm in _designs.items()}
+    def row(k, arm):
+        return both(told, k),both(own, k),f'{_top1(a, arm):.2f}',f'`{arm}`'
+    rows = {
+        k.replace('_', ' '):row(k, arm)
+        for k,arm in _designs.items()}
     columns = ['reported (change)','measured (change)','mean of seven sets','arm']
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('design')
 
@@ -106,21 +124,34 @@ def reported_sets_table(a)->pd.DataFrame:
     "Accuracy by channel set in percent, and as a share of that on RGB, as reported and as measured"
     short = a.lengths[0]
     told,own = _reported('modes', 'accuracy')[every_set],a.rec.hits
-    columns = {'reported':told, 'the same design':pd.Series({s:_top1(a, _designs['full'], [s]) for s in every_set}),
+    columns = {
+        'reported':told,
+        'the same design':pd.Series({s:_top1(a, _designs['full'], [s]) for s in every_set}),
         'ours':pd.Series({s:_top1(a, 'covariance', [s]) for s in every_set}),
-        'specialists':pd.Series({s:100*own(a.alone[s,short], [s]).mean() for s in every_set})}
+        'specialists':pd.Series({
+            s:100*own(a.alone[s,short], [s]).mean()
+            for s in every_set})}
     ends = {s:crossed(own(a.runs['covariance'], [s])) for s in every_set}
     half = {s:50*(c['high']-c['low']) for s,c in ends.items()}
-    def shown(c): return [f'{v:.1f} ({100*v/c.RGB:.1f} %)' for v in c]
-    t = pd.DataFrame({k:shown(c) for k,c in columns.items()}, index=every_set)
+    def shown(c):
+        return [f'{v:.1f} ({100*v/c.RGB:.1f} %)' for v in c]
+    t = pd.DataFrame(
+        {k:shown(c) for k,c in columns.items()},
+        index=every_set)
     pm = _reported('modes', 'accuracy_pm')
-    return t.assign(**{'reported ± / ours':[f'{pm[s]:.1f} / {half[s]:.1f}' for s in every_set]}).rename_axis('channels')
+    return t.assign(**{'reported ± / ours':[
+        f'{pm[s]:.1f} / {half[s]:.1f}'
+        for s in every_set]}).rename_axis('channels')
 
 # %% ../../nbs/09ad_arms.ipynb #dd8095d5
 def _against_seven(rec, epochs, runs, parameters):
     "A row: one network and its specialists, on RGB and in the mean of the sets"
-    r,rgb = (rec.compare_specialists(s, runs, epochs=epochs) for s in (every_set,['RGB']))
-    return 100*rgb['b'],100*rgb['a'],100*r['b'],100*r['a'],parameters[runs[0]]/parameters[rec.find(dynamic=False, channels='RGB')[0]]
+    r,rgb = (
+        rec.compare_specialists(s, runs, epochs=epochs)
+        for s in (every_set,['RGB']))
+    return 100*rgb['b'],100*rgb['a'],100*r['b'],100*r['a'],parameters[runs[0]]/parameters[rec.find(
+        dynamic=False,
+        channels='RGB')[0]]
 
 def methods_table(a)->pd.DataFrame:
     "The design against plain networks, as reported and as measured"
@@ -130,8 +161,17 @@ def methods_table(a)->pd.DataFrame:
     mean = 'mean_accuracy_all_modes'
     rows = {'reported':(told['dynamic','rgb_accuracy'], told['static_rgb','rgb_accuracy'], told['dynamic',mean],
         told['static_per_mode',mean], told['dynamic','params']/told['static_rgb','params'])}
-    rows[f'the same design, {short} epochs'] = _against_seven(a.rec, short, a.runs[_designs['full']], n)
-    for e in a.lengths: rows[f'ours, {e} epochs'] = _against_seven(a.rec, e, a.rec.find(**usual, epochs=e), n)
+    rows[f'the same design, {short} epochs'] = _against_seven(
+        a.rec,
+        short,
+        a.runs[_designs['full']],
+        n)
+    for e in a.lengths:
+        rows[f'ours, {e} epochs'] = _against_seven(
+            a.rec,
+            e,
+            a.rec.find(**usual, epochs=e),
+            n)
     columns = ['RGB','plain, RGB','mean of seven sets','seven specialists','parameters / plain']
     t = pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('design')
     return t.round(2).assign(**{columns[-1]:t[columns[-1]].map('{:.3f}'.format)})
@@ -155,7 +195,9 @@ class ArmFacts:
 def _attention(a):
     "Generator -> with attention / without"
     rows = {g.removesuffix(', attention') for g in a.runs if g.endswith(', attention')}
-    return {g:compare_arms(a, g, f'{g}, attention') for g in sorted(rows-{'covariance'})}
+    return {
+        g:compare_arms(a, g, f'{g}, attention')
+        for g in sorted(rows-{'covariance'})}
 
 # %% ../../nbs/09ad_arms.ipynb #65d6739a
 def read()->ArmFacts:
@@ -166,8 +208,11 @@ def read()->ArmFacts:
     n,others = a.rec.runs.set_index('run').parameters,_attention(a)
     helped = [f'`{g}`' for g,r in others.items() if r.order=='ahead']
     def to(arm): return compare_arms(a, 'covariance', arm)
-    return ArmFacts(_paired(zeros, a.rec.hits(a.runs[baseline])), _paired(zeros, completed),
-        {g:compare_arms(a, g, 'covariance') for g in ('adapter','gray')}, int(n[a.runs['adapter'][0]]-n[a.alone['RGB',short][0]]),
+    return ArmFacts(
+        _paired(zeros, a.rec.hits(a.runs[baseline])),
+        _paired(zeros, completed),
+        {g:compare_arms(a, g, 'covariance') for g in ('adapter','gray')},
+        int(n[a.runs['adapter'][0]]-n[a.alone['RGB',short][0]]),
         to('covariance, views=3'), compare_arms(a, baseline, f'{baseline}, views=3'),
         to('covariance, attention'), len(others), in_words(helped or ['none']),
         to('corrected'), to('covariance, sampling=batch'), to('covariance, sampling=dropout'))

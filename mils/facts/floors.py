@@ -10,7 +10,7 @@ import numpy as np,pandas as pd
 from ..stats import crossed
 from ..findings import Comparison,verdict
 from .task_a import every_set,usual
-from .layer import folded_networks,mixed_batches
+from .added import folded_networks,mixed_batches
 from ..recorded import Recorded
 
 # %% ../../nbs/09ac_floors.ipynb #696ddc24
@@ -31,7 +31,9 @@ _forms = {'share':lambda v: f'{100*v:.0f} %', 'points':lambda v: f'{100*v:+.0f} 
 
 def goals_table()->pd.DataFrame:
     "What each target asks"
-    rows = {code:(asks, _forms[kind](floor), _forms[kind](goal)) for code,(asks,kind,floor,goal) in targets.items()}
+    rows = {
+        code:(asks, _forms[kind](floor), _forms[kind](goal))
+        for code,(asks,kind,floor,goal) in targets.items()}
     return pd.DataFrame.from_dict(rows, 'index', columns=['question','floor','goal']).rename_axis('target')
 
 # %% ../../nbs/09ac_floors.ipynb #01d87060
@@ -40,7 +42,8 @@ def judged(
 )->dict: # floor and goal: yes, no, not shown
     "Verdicts on a target"
     _,kind,floor,goal = targets[code]
-    if kind in ('at most','times'): low,high,floor,goal = -high,-low,-floor,-goal
+    if kind in ('at most','times'):
+        low,high,floor,goal = -high,-low,-floor,-goal
     return {'floor':verdict(low, high, floor), 'goal':verdict(low, high, goal)}
 
 def in_figures(code, r, bound=False):
@@ -71,7 +74,8 @@ def _cost_rows(a):
 def _untrained_rows(u):
     "Lines for conversions"
     for group in ('pairs','singles'):
-        for epochs,kept in u.best.items(): yield _row(f'A5, {group}', f'{epochs} epochs, {kept.way}', getattr(kept, group))
+        for epochs,kept in u.best.items():
+            yield _row(f'A5, {group}', f'{epochs} epochs, {kept.way}', getattr(kept, group))
 
 # %% ../../nbs/09ac_floors.ipynb #66372cdf
 def results_table(
@@ -79,9 +83,14 @@ def results_table(
 )->pd.DataFrame:
     "Every target, by length of training"
     def by_length(code, results): return [_row(code, f'{e} epochs', r) for e,r in results.items()]
-    def of_seven(code, results): return [_row(code, f'{a.seven_epochs[e]} epochs / {e}', r) for e,r in results.items()]
+    def of_seven(code, results):
+        return [
+            _row(code, f'{a.seven_epochs[e]} epochs / {e}', r)
+            for e,r in results.items()]
     three = f'{a.short} epochs, three sets a picture and step'
-    rows = [*by_length('A1a', a.equal), _row('A1a', f'{a.long} epochs / {a.best_length}, the best for specialists', a.at_best),
+    rows = [
+        *by_length('A1a', a.equal),
+        _row('A1a', f'{a.long} epochs / {a.best_length}, the best for specialists', a.at_best),
         _row('A1a', three, a.views), *of_seven('A1b', a.seven),
         *by_length('A2', a.layer), _row('A2', f'{three} for both', a.layer_views),
         *by_length('A3', a.rgb), *of_seven('A3', a.rgb_seven),
@@ -100,12 +109,20 @@ def floors_table(
 )->pd.DataFrame:
     "Is the floor reached? One row a way to spend epochs, one column a target"
     def floor(code, r): return _row(code, '', r)['floor']
-    def without_training(e): return _all_of([floor('A5, pairs', u.best[e].pairs), floor('A5, singles', u.best[e].singles)])
+    def without_training(e):
+        return _all_of([
+            floor('A5, pairs', u.best[e].pairs),
+            floor('A5, singles', u.best[e].singles)])
     rows = {f'{e} each':{'A1':floor('A1a', a.equal[e]), 'A2':floor('A2', a.layer[e]), 'A3':floor('A3', a.rgb[e]),
         'A5':without_training(e)} for e in a.lengths}
-    for e,r in a.unseen.items(): rows[f'{e} each']['A6'] = floor('A6', r)
-    rows |= {f'{a.seven_epochs[e]} / {e}':{'A1':floor('A1b', r), 'A3':floor('A3', a.rgb_seven[e])} for e,r in a.seven.items()}
-    return pd.DataFrame.from_dict(rows, 'index').fillna('').rename_axis('epochs of one network / of a specialist')
+    for e,r in a.unseen.items():
+        rows[f'{e} each']['A6'] = floor('A6', r)
+    rows |= {
+        f'{a.seven_epochs[e]} / {e}':{
+            'A1':floor('A1b', r),
+            'A3':floor('A3', a.rgb_seven[e])}
+        for e,r in a.seven.items()}
+    return pd.DataFrame.from_dict(rows, 'index').fillna('').rename_axis('epochs')
 
 # %% ../../nbs/09ac_floors.ipynb #f6eb6f8a
 def by_set(
@@ -116,12 +133,17 @@ def by_set(
     def hits(on, epochs, **network): return rec.hits(rec.find(**network, epochs=epochs), [on])
     who = {'specialists':lambda s: dict(dynamic=False, channels=s), 'one network':lambda s: usual,
         'plain stem':lambda s: {**usual, 'generator':'rescale'}}
-    return {(k,e):{s:hits(s, e, **of(s)) for s in every_set} for e in lengths for k,of in who.items()}
+    return {
+        (k,e):{s:hits(s, e, **of(s)) for s in every_set}
+        for e in lengths
+        for k,of in who.items()}
 
 # %% ../../nbs/09ac_floors.ipynb #e3dba084
 def sets_table(cells)->pd.DataFrame:
     "Accuracy in percent, mean over seeds; a column a contender, with one number for each length"
-    t = pd.DataFrame({k:{s:100*h.mean() for s,h in c.items()} for k,c in cells.items()})
+    t = pd.DataFrame({
+        k:{s:100*h.mean() for s,h in c.items()}
+        for k,c in cells.items()})
     t.loc['mean'] = t.mean()
     return t.map('{:.1f}'.format).T.groupby(level=0, sort=False).agg(' / '.join).T.rename_axis('channels')
 
@@ -129,13 +151,25 @@ def sets_table(cells)->pd.DataFrame:
 def draw_sets(cells):
     "Accuracy by channel set, a panel a length, with 95 % intervals"
     import matplotlib.pyplot as plt
-    who,lengths = (list(dict.fromkeys(k[i] for k in cells)) for i in (0,1))
+    who,lengths = (
+        list(dict.fromkeys(k[i] for k in cells))
+        for i in (0,1))
     fig,axs = plt.subplots(1, len(lengths), figsize=(10,4), sharey=True)
     for ax,e in zip(axs, lengths):
         for i,k in enumerate(who):
-            t = 100*pd.DataFrame([{'mean':h.mean(), **crossed(h)} for h in cells[k,e].values()])
+            t = 100*pd.DataFrame([
+                {'mean':h.mean(), **crossed(h)}
+                for h in cells[k,e].values()])
             bars = [t['mean']-t.low,t.high-t['mean']]
-            ax.errorbar(np.arange(len(t))+.2*(i-1), t['mean'], yerr=bars, fmt='Dox'[i], ms=5, capsize=2, lw=1, label=k)
+            ax.errorbar(
+                np.arange(len(t))+.2*(i-1),
+                t['mean'],
+                yerr=bars,
+                fmt='Dox'[i],
+                ms=5,
+                capsize=2,
+                lw=1,
+                label=k)
         ax.set(xticks=range(len(t)), xticklabels=every_set, title=f'{e} epochs')
         ax.tick_params(axis='x', labelsize=10.5)
     axs[0].set(ylabel='test accuracy, %')
@@ -143,27 +177,33 @@ def draw_sets(cells):
     fig.tight_layout(rect=(0,0,1,.9))
 
 # %% ../../nbs/09ac_floors.ipynb #f529fed0
+def _against_specialist(alone, one):
+    "One network / the specialist, `(seeds, images)` each"
+    return Comparison(**Recorded.compare_hits(None, alone, one))
+
+def _draw_shares(ax, cells, who, epochs, shift, style):
+    "Shares of the specialist's accuracy, with intervals"
+    alone = cells['specialists',epochs]
+    rows = [_against_specialist(alone[s], h) for s,h in cells[who,epochs].items()]
+    x = np.arange(len(rows))+shift
+    ax.vlines(x, [100*r.ratio_low for r in rows], [100*r.ratio_high for r in rows], color=style['color'], lw=1.2)
+    ax.plot(x, [100*r.ratio for r in rows], ls='', **style)
+
 def draw_retention(cells):
     "Accuracy as a share of the own RGB accuracy, and of the specialist's, after the shortest and the longest training"
     import matplotlib.pyplot as plt
     fig,(left,right) = plt.subplots(1, 2, figsize=(10,4.6))
-    who,lengths = (list(dict.fromkeys(k[i] for k in cells)) for i in (0,1))
-    for (k,e),c in cells.items():
-        if e not in (lengths[0],lengths[-1]): continue
-        i,long = who.index(k),e==lengths[-1]
-        style = dict(color=f'C{i}', marker='Dos'[i], ms=5, mfc=f'C{i}' if long else 'white')
-        mean = np.array([h.mean() for h in c.values()])
-        left.plot(every_set, 100*mean/mean[0], ls='-' if long else ':', lw=1, label=f'{k}, {e} epochs', **style)
-        if k=='specialists': continue
-        rows = [_against_specialist(cells['specialists',e][s], h) for s,h in c.items()]
-        r = pd.DataFrame([(100*o.ratio, 100*(o.ratio-o.ratio_low), 100*(o.ratio_high-o.ratio)) for o in rows])
-        right.errorbar(np.arange(len(r))+.12*(2*i+long-2.5), r[0], yerr=[r[1],r[2]], ls='', capsize=2, lw=1, **style)
+    who = list(dict.fromkeys(k for k,_ in cells))
+    lengths = [e for _,e in cells]
+    for epochs,lines,filled in ((min(lengths),':',False), (max(lengths),'-',True)):
+        for i,k in enumerate(who):
+            color = f'C{i}'
+            style = dict(color=color, marker='Dos'[i], ms=5, mfc=color if filled else 'white')
+            mean = np.array([h.mean() for h in cells[k,epochs].values()])
+            left.plot(every_set, 100*mean/mean[0], ls=lines, lw=1, label=f'{k}, {epochs} epochs', **style)
+            if i>0: _draw_shares(right, cells, k, epochs, .12*(2*i+filled-2.5), style)
     left.set(ylabel='% of own RGB accuracy', ylim=(50,105))
     right.axhline(100, color='.3', lw=1)
     right.set(xticks=range(len(every_set)), xticklabels=every_set, ylabel="% of the specialist's accuracy")
     fig.legend(*left.get_legend_handles_labels(), ncol=3, loc='upper center')
     fig.tight_layout(rect=(0,0,1,.86))
-
-def _against_specialist(alone, one):
-    "One network / the specialist, `(seeds, images)` each"
-    return Comparison(**Recorded.compare_hits(None, alone, one))

@@ -16,17 +16,19 @@ from ..recorded import Recorded
 from ..findings import Comparison,Conditions,conditions_of,in_words
 from .task_a import every_set,held_out,usual
 from .untrained import groups
-from .floors import in_figures,judged,targets
+from .floors import judged,targets
 
 # %% ../../nbs/09b_folds.ipynb #f3dd3005
 _decay = .3
 
-class _Parts:
+class Parts:
     "Comparisons of Task A over parts of the pictures"
     def __init__(self):
         self.rec,self.plan = Recorded('task-a-folds'),protocols['task-a-folds']
         self.epochs = self.plan['epochs']
-        self.recipe,self.decayed = (json.dumps({**self.plan['overrides'], **o}) for o in ({}, {'wd':_decay}))
+        self.recipe,self.decayed = (
+            json.dumps({**self.plan['overrides'], **o})
+            for o in ({}, {'wd':_decay}))
 
     def one(self, **changed):
         "Runs of one network, usual but for what is changed"
@@ -58,12 +60,17 @@ def _kept(p, method, sets):
     t = pd.read_parquet(results_dir()/'task-a-folds'/'conversions.parquet')
     t = t[(t.method==method)&t.recalibrated]
     alone = [r for r in p.special('RGB') if r in set(t.run)]
-    hits = np.stack([hit_table(t[t.run==r], [r], sets).mean(1) for r in alone])
+    hits = np.stack([
+        hit_table(t[t.run==r], [r], sets).mean(1)
+        for r in alone])
     return Comparison(**p.rec.compare_hits(p.rec.hits(alone), hits, p.rec.share(alone)))
 
 def _gain_of_specialists(p):
     "Specialists with more weight decay / with the usual one, over the parts that all have"
-    trained = [set(p.rec.seeds(p.special(s, recipe))) for s in every_set for recipe in (p.recipe,p.decayed)]
+    trained = [
+        set(p.rec.seeds(p.special(s, recipe)))
+        for s in every_set
+        for recipe in (p.recipe,p.decayed)]
     common = sorted(set.intersection(*trained))
     hits = [p.rec.specialists(every_set, common, overrides=recipe) for recipe in (p.recipe,p.decayed)]
     return Comparison(**p.rec.compare_hits(*hits, p.rec.share(p.special('RGB'))))
@@ -110,7 +117,8 @@ def _comparisons(p)->dict:
         equal=p.against(one), views=p.against(three),
         stricter=p.against(one, recipe=strict), stricter_views=p.against(three, recipe=strict),
         seven=p.against(long, recipe=strict), seven_usual=p.against(long),
-        layer=p.compare(plain, one), layer_on={k:p.compare(plain, one, s) for k,s in {'RGB':['RGB'], **groups}.items()},
+        layer=p.compare(plain, one),
+        layer_on={k:p.compare(plain, one, s) for k,s in {'RGB':['RGB'], **groups}.items()},
         layer_views=p.compare(plain_three, three), layer_first=p.compare(of_first(plain), of_first(one)),
         method=p.compare(plain, three), views_plain=p.compare(plain, plain_three),
         rgb=p.against(one, ['RGB']), rgb_views=p.against(three, ['RGB']),
@@ -123,7 +131,7 @@ def _comparisons(p)->dict:
         decay_gain=_gain_of_specialists(p))
 
 # %% ../../nbs/09b_folds.ipynb #c5a6cac3
-def _judged(code, r):
+def judged_by_bound(code, r):
     "Verdicts by the one-sided bound"
     low,high = (r.lower,r.ratio_high) if targets[code][1]=='share' else (r.least,r.high)
     return judged(code, low, high)
@@ -132,106 +140,30 @@ def _floors(c):
     "Is the floor reached, of some comparisons; and the targets whose floor none reaches"
     by_code = {'A1a':['equal','views','stricter','stricter_views'], 'A1b':['seven'], 'A2':['layer','layer_views','method'],
         'A3':['rgb','rgb_views','rgb_stricter','rgb_stricter_views','rgb_seven'], 'A6':['unseen']}
-    floor = {k:_judged(code, c[k])['floor'] for code,names in by_code.items() for k in names}
+    floor = {
+        k:judged_by_bound(code, c[k])['floor']
+        for code,names in by_code.items()
+        for k in names}
     missed = [code for code,names in by_code.items() if 'yes' not in [floor[k] for k in names]]
     for k in groups:
-        if 'yes' not in [_judged(f'A5, {k}', c[way][k])['floor'] for way in ('rebuilt','completed')]: missed.append(f'A5, {k}')
+        if 'yes' not in [
+            judged_by_bound(f'A5, {k}', c[way][k])['floor']
+            for way in ('rebuilt','completed')]: missed.append(f'A5, {k}')
     return floor,missed
 
 def read()->Folds:
     "The facts, from the recorded runs"
-    p = _Parts()
+    p = Parts()
     data,runs,c = conditions_of(p.rec.runs),p.rec.runs,_comparisons(p)
     floor,missed = _floors(c)
-    return Folds(data, len(p.plan['seeds']), data.n_train+data.n_test, p.epochs, seven_epochs=7*p.epochs, decay=_decay,
-        floor=floor, missed=in_words(missed or ['none']), hours=float((runs.seconds*runs.threads).sum()/3600), **c)
-
-# %% ../../nbs/09b_folds.ipynb #b1295a9b
-def _row(code, what, r):
-    "A line, judged by the one-sided bound"
-    return {'target':code, **_judged(code, r), 'measured':in_figures(code, r, bound=True), 'what':what, 'parts':r.seeds}
-
-def results_table(f)->pd.DataFrame:
-    "Every target that depends on training"
-    usual,strict,three = f'{f.epochs} epochs','specialists with more decay',', three sets'
-    long = f'{f.seven_epochs} epochs / {f.epochs}, more decay for both'
-    rows = [('A1a', usual, f.equal), ('A1a', usual+three, f.views), ('A1a', strict, f.stricter), ('A1a', strict+three, f.stricter_views),
-        ('A1b', long, f.seven), ('A2', 'the layer alone', f.layer), ('A2', 'the layer alone, three sets for both', f.layer_views),
-        ('A2', 'layer and training, three sets / one', f.method), ('A3', usual, f.rgb), ('A3', usual+three, f.rgb_views),
-        ('A3', strict, f.rgb_stricter), ('A3', strict+three, f.rgb_stricter_views), ('A3', long, f.rgb_seven)]
-    for way,kept in {'every layer solved anew':f.rebuilt, 'completion, batch norms re-estimated':f.completed}.items():
-        rows += [(f'A5, {k}', way, r) for k,r in kept.items()]
-    return pd.DataFrame([_row(*r) for r in [*rows, ('A6', usual, f.unseen)]]).set_index('target')
-
-# %% ../../nbs/09b_folds.ipynb #2b80fa8a
-without = f'without {" and ".join(held_out)} in training'
-
-def _by_set(p):
-    "Contender -> runs, or for specialists the runs of each set"
-    special = [{s:p.special(s, recipe) for s in every_set} for recipe in (p.recipe,p.decayed)]
-    return {'one network':p.one(), 'plain stem':p.plain(), 'three sets a step':p.one(views=3), f'{7*p.epochs} epochs':p.long(),
-        'specialists':special[0], 'specialists, more decay':special[1], without:p.one(held_out=' '.join(held_out))}
-
-def _accuracy(p, runs, channels):
-    "Accuracy on a channel set in percent, by part"
-    return 100*p.rec.hits(runs[channels] if isinstance(runs, dict) else runs, [channels])[:,0]
-
-def sets_table()->pd.DataFrame:
-    "Accuracy in percent by channel set, mean over parts; contenders of a kind in one column"
-    p = _Parts()
-    t = pd.DataFrame({k:{s:_accuracy(p, runs, s).mean() for s in every_set} for k,runs in _by_set(p).items()})
-    t.loc['mean'] = t.mean()
-    t = t.map('{:.1f}'.format)
-    columns = {'specialists':['specialists','specialists, more decay'],
-        'one network':['one network','three sets a step',f'{7*p.epochs} epochs'], 'plain stem':['plain stem'], without:[without]}
-    return pd.DataFrame({k:t[names].agg(' / '.join, axis=1) for k,names in columns.items()}).rename_axis('channels')
-
-# %% ../../nbs/09b_folds.ipynb #d767492d
-def draw_sets():
-    "Accuracy by channel set, and as a share of the specialist's"
-    import matplotlib.pyplot as plt
-    from mils.plots import draw_shares
-    p = _Parts()
-    arms = {k:runs for k,runs in _by_set(p).items() if k!=without and 'decay' not in k}
-    fig,(left,right) = plt.subplots(1, 2, figsize=(10,4.6))
-    for i,(label,runs) in enumerate(arms.items()):
-        x = np.arange(len(every_set))+.12*(i-(len(arms)-1)/2)
-        left.plot(x, [_accuracy(p, runs, s).mean() for s in every_set], 'osDx^'[i], ms=6, label=label)
-    left.set(xticks=range(len(every_set)), xticklabels=every_set, ylabel='test accuracy, %')
-    def shares(runs): return pd.DataFrame([vars(p.against(runs, [s])) for s in every_set], index=every_set)
-    draw_shares({k:shares(arms[k]) for k in ('one network','plain stem','three sets a step')}, right)
-    right.get_legend().remove()
-    fig.legend(*left.get_legend_handles_labels(), ncol=5, loc='upper center')
-    fig.tight_layout(rect=(0,0,1,.9))
-
-# %% ../../nbs/09b_folds.ipynb #09707803
-def _part_by_part(p, first, second, sets=every_set):
-    "Parts, and how many points the second is better in each"
-    first,second = p.rec.pairs(first, second)
-    return p.rec.seeds(first),100*(p.rec.hits(second, sets)-p.rec.hits(first, sets))[:,0]
-
-def _beside_specialists(p, sets):
-    "Parts, and the accuracies of the specialists and of one network in each, percent"
-    runs = p.rec.with_specialists(sets, p.one(), overrides=p.recipe)
-    parts = p.rec.seeds(runs)
-    return parts,100*p.rec.specialists(sets, parts, overrides=p.recipe)[:,0],100*p.rec.hits(runs, sets)[:,0]
-
-# %% ../../nbs/09b_folds.ipynb #28ec87ab
-def draw_parts(f):
-    "Four comparisons on each part, with mean, bound and floor"
-    import matplotlib.pyplot as plt
-    p = _Parts()
-    parts,alone,one = _beside_specialists(p, every_set)
-    _,rgb_alone,rgb = _beside_specialists(p, ['RGB'])
-    without = p.one(held_out=' '.join(held_out))
-    panels = {'A1a: share of the specialists, %':(parts, 100*one/alone, 100*f.equal.ratio, 100*f.equal.lower),
-        'A2: the layer, points':(*_part_by_part(p, p.plain(), p.one()), 100*f.layer.diff, 100*f.layer.least),
-        'A3: RGB, points':(parts, rgb-rgb_alone, 100*f.rgb.diff, 100*f.rgb.least),
-        'A6: sets never seen, points':(*_part_by_part(p, p.one(), without, held_out), 100*f.unseen.diff, 100*f.unseen.least)}
-    fig,axs = plt.subplots(2, 2, figsize=(10,5.6))
-    for ax,(title,(x,y,mean,least)) in zip(axs.flat, panels.items()):
-        floor = 100*targets[title.partition(':')[0]][2]
-        ax.plot(x, y, 'o', ms=6)
-        for level,style in ((mean,'-'), (least,'--'), (floor,':')): ax.axhline(level, color='.3', ls=style, lw=1.2)
-        ax.set(title=title, xlabel='part', xticks=range(f.parts))
-    fig.tight_layout()
+    return Folds(
+        data,
+        len(p.plan['seeds']),
+        data.n_train+data.n_test,
+        p.epochs,
+        seven_epochs=7*p.epochs,
+        decay=_decay,
+        floor=floor,
+        missed=in_words(missed or ['none']),
+        hours=float((runs.seconds*runs.threads).sum()/3600),
+        **c)

@@ -22,20 +22,31 @@ def _row(what, r, goal=False):
     "A comparison: a share of the yardstick, its interval, a verdict and how many trainings"
     said = f'90 %: {r.reaches_90}' if goal else r.order
     return {'comparison':what, 'share':r.share,
-            '95 % interval':r.share_range, 'verdict':said, 'seeds or folds':r.seeds}
+            '95 % interval':r.share_range, 'verdict':said, 'seeds or parts':r.seeds}
 
 def comparisons()->Table:
     "The comparisons behind the answers"
     a,f,b = read_task_a(), read_folds(), read_task_b()
     one,layer,four = 'one network / seven specialists','with the layer / with zeros','four layers / ResNet34'
-    rows = [_row(f'{one}, {e} epochs each', r) for e,r in a.equal.items()]
-    rows += [_row(f'{one}, {f.epochs} epochs each, on folds', f.equal),
+    rows = [
+        _row(f'{one}, {e} epochs each', r)
+        for e,r in a.equal.items()]
+    rows += [_row(f'{one}, {f.epochs} epochs each, on parts', f.equal),
         _row(f'{one}, the same with three channel sets a picture and step', f.views),
-        _row(f'{one}, {f.seven_epochs} epochs / {f.epochs} each, on folds, weight decay {f.decay}', f.seven)]
-    rows += [_row(f'{layer}, {e} epochs', r) for e,r in a.layer.items()]
-    rows += [_row(f'{layer}, {f.epochs} epochs, on folds', f.layer)]
-    rows += [_row(f'{four}, {e} epochs', r, True) for e,r in b.after.items()]
-    rows += [_row(f'{four}, {b.hundred_data.classes} classes at {b.hundred_data.size} px', b.hundred, True)]
+        _row(
+            f'{one}, {f.seven_epochs} epochs / {f.epochs} each, on parts, weight decay {f.decay}',
+            f.seven)]
+    rows += [
+        _row(f'{layer}, {e} epochs', r)
+        for e,r in a.layer.items()]
+    rows += [_row(f'{layer}, {f.epochs} epochs, on parts', f.layer)]
+    rows += [
+        _row(f'{four}, {e} epochs', r, True)
+        for e,r in b.after.items()]
+    rows += [_row(
+        f'{four}, {b.hundred_data.classes} classes at {b.hundred_data.size} px',
+        b.hundred,
+        True)]
     return Table(pd.DataFrame(rows))
 
 # %% ../../nbs/09n_overview.ipynb #e92243a0
@@ -50,13 +61,17 @@ def _on_pictures(rec, channels, **network):
 def ceiling()->pd.DataFrame: # `best`, `top1`, `low`, `high` by channel set
     "One network on chroma, and the best possible"
     rec = Recorded('chroma')
-    t = pd.DataFrame([_on_pictures(rec, s, model='small_cnn', dynamic=True) for s in _sets], index=_sets)
+    t = pd.DataFrame(
+        [_on_pictures(rec, s, model='small_cnn', dynamic=True) for s in _sets],
+        index=_sets)
     return t.assign(best=chroma_ceiling()[_sets]).rename_axis('channels')
 
 def ceiling_table()->Table:
     "The same in percent"
     t = 100*ceiling()
-    interval = [f'{o.low:.1f} to {o.high:.1f}' for o in t.itertuples()]
+    interval = [
+        f'{o.low:.1f} to {o.high:.1f}'
+        for o in t.itertuples()]
     return Table(pd.DataFrame({'best possible, %':t.best.round(1), 'one network, %':t.top1.round(1), '95 % interval':interval,
         'difference, points':(t.top1-t.best).map('{:+.1f}'.format)}, index=t.index))
 
@@ -80,8 +95,12 @@ def draw_ceiling(ax=None):
 def photos_table()->Table:
     "One network on photographs at 64 px, by channel set, and the share of RGB that it keeps"
     rec = Recorded('tin50')
-    t = pd.DataFrame([_on_pictures(rec, s, model='small_cnn', dynamic=True) for s in _sets], index=_sets)
-    interval = [f'{100*o.low:.1f} to {100*o.high:.1f}' for o in t.itertuples()]
+    t = pd.DataFrame(
+        [_on_pictures(rec, s, model='small_cnn', dynamic=True) for s in _sets],
+        index=_sets)
+    interval = [
+        f'{100*o.low:.1f} to {100*o.high:.1f}'
+        for o in t.itertuples()]
     return Table(pd.DataFrame({'accuracy, %':(100*t.top1).round(1), '95 % interval':interval,
         'kept of RGB, %':(100*t.top1/t.top1['RGB']).round(1)}, index=t.index).rename_axis('channels'))
 
@@ -91,12 +110,17 @@ _columns = {'data':'data', 'size':'pixels', 'classes':'classes', 'n_train':'pict
 
 def conditions()->Table:
     "Under which conditions the runs were made"
-    recs = {'chroma':Recorded('chroma'), 'photographs, 64 px':Recorded('tin50'), 'Task A':Recorded('task-a','task-a-15'),
-        'Task A, folds':Recorded('task-a-folds'), 'Task B':Recorded('task-b')}
+    recs = {
+        'chroma':Recorded('chroma'),
+        'photographs, 64 px':Recorded('tin50'),
+        'Task A':Recorded('task-a','task-a-15'),
+        'Task A, ten parts':Recorded('task-a-folds'), 'Task B':Recorded('task-b')}
     def every(rec):
         values = rec.runs.reindex(columns=_columns).astype(object).fillna('').astype(str)
         return values.agg(lambda c: ', '.join(dict.fromkeys(c)))
-    return Table(pd.DataFrame({k:every(r) for k,r in recs.items()}).rename(_columns).rename_axis('condition'))
+    return Table(pd.DataFrame({
+        k:every(r)
+        for k,r in recs.items()}).rename(_columns).rename_axis('condition'))
 
 def own_run()->Table: # nothing where none was trained here
     "A reader's own training of chroma beside the recorded one"

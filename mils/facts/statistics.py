@@ -18,7 +18,9 @@ from .arms import arms,baseline
 
 # %% ../../nbs/09h_statistics.ipynb #60a022f2
 def _variance(hits):
-    return float(np.mean([h.mean(1).var(ddof=1) for h in hits if len(h)>1]))
+    return float(np.mean([
+        h.mean(1).var(ddof=1)
+        for h in hits if len(h)>1]))
 def _disagree(a, b): return ((a-b)**2).mean()
 
 @dataclass(frozen=True)
@@ -41,18 +43,17 @@ def _luck(hits, apart, same, pictures):
 def _luck_of_one(a):
     "On one channel set, for two networks that disagree no more than two trainings of one"
     hits = [a.rec.hits(r) for r in a.alone.values()]
-    differ = np.mean([_disagree(h[0], h[1]) for h in hits if len(h)>1])
+    differ = np.mean([
+        _disagree(h[0], h[1])
+        for h in hits if len(h)>1])
     return _luck(hits, differ, differ, a.pictures)
 
 def _luck_of_mean(a):
     "In the mean over all channel sets, from four arms"
     hits = [a.rec.hits(a.runs[k])
             for k in ('covariance','rescale','adapter','gray')]
-    apart = np.mean([_disagree(x[i], y[i])
-                     for x in hits for y in hits if x is not y
-                     for i in range(3)])
-    same = np.mean([_disagree(x[i], x[j])
-                    for x in hits for i in range(3) for j in range(i)])
+    apart = np.mean([_disagree(x[i], y[i]) for x in hits for y in hits if x is not y for i in range(3)])
+    same = np.mean([_disagree(x[i], x[j]) for x in hits for i in range(3) for j in range(i)])
     return _luck(hits, apart, same, a.pictures)
 
 # %% ../../nbs/09h_statistics.ipynb #49e2b831
@@ -70,7 +71,10 @@ def draw_luck(a):
                 [i,i], color='.8', lw=7, solid_capstyle='butt')
         ax.plot(100*acc, [i]*len(acc),
                 'o', ms=4, alpha=.8, color=f'C{lengths.index(epochs)}')
-    ax.set(yticks=range(len(rows)), yticklabels=[f'{c}, {e} epochs' for c,e in rows], xlabel='test accuracy, %')
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=[f'{c}, {e} epochs' for c,e in rows],
+        xlabel='test accuracy, %')
     fig.tight_layout()
 
 def draw_detectable(a):
@@ -80,7 +84,11 @@ def draw_detectable(a):
     for n,mark in ((public,'o'),(a.pictures,'D'),(12_000,'s')):
         ax.plot(seeds, [luck.least(n, s) for s in seeds],
                 '-'+mark, ms=4, label=f'{n:,} pictures')
-    ax.set(xlabel='seeds of each network', ylabel='detectable difference, points', ylim=(0,None), xticks=seeds)
+    ax.set(
+        xlabel='seeds of each network',
+        ylabel='detectable difference, points',
+        ylim=(0,None),
+        xticks=seeds)
     ax.legend()
 
 # %% ../../nbs/09h_statistics.ipynb #7807b56b
@@ -88,7 +96,9 @@ def _against(a):
     "One row an arm: `comparison`, `wins` (chance that a new training beats one of the baseline), `adjusted` p, `order`"
     rows = {}
     for arm in a.runs.keys()-{baseline}:
-        x,y = map(a.rec.hits, a.rec.pairs(a.runs[baseline], a.runs[arm]))
+        x,y = map(
+            a.rec.hits,
+            a.rec.pairs(a.runs[baseline], a.runs[arm]))
         rows[arm] = Comparison(**a.rec.compare_hits(x, y)),wins(x, y)
     t = pd.DataFrame.from_dict(rows, 'index', columns=['comparison','wins'])
     t['adjusted'] = holm(t.comparison.map(lambda c: c.p))
@@ -109,7 +119,9 @@ def against_table(a)->pd.DataFrame:
 def rank_scores(a)->pd.DataFrame: # one row a seed, one column an arm
     "Accuracy of all arms, over the seeds that all of them have"
     runs = dict(zip(a.runs, a.rec.pairs(*a.runs.values())))
-    return pd.DataFrame({arm:a.rec.hits(r).mean(1) for arm,r in runs.items()})
+    return pd.DataFrame({
+        arm:a.rec.hits(r).mean(1)
+        for arm,r in runs.items()})
 
 # %% ../../nbs/09h_statistics.ipynb #571306b0
 def goal_table(
@@ -132,13 +144,17 @@ def _answer(ask):
 
 def refused_table(a)->pd.DataFrame:
     "Questions that a design can't answer, and what the library says to them"
-    x,y,fewer = (a.rec.hits(a.runs[k]) for k in ('covariance',baseline,'hypernet'))
+    x,y,fewer = (
+        a.rec.hits(a.runs[k])
+        for k in ('covariance',baseline,'hypernet'))
     asked = {
         'exact permutation of five seeds at 5 %': lambda: permutation(x[:5], y[:5]),
         'a paired test of runs that are no pairs': lambda: paired(x, fewer),
         'McNemar on several trainings at once': lambda: mcnemar(x, y),
         'Friedman on two networks': lambda: friedman(rank_scores(a).iloc[:,:2])}
-    return pd.DataFrame({'answer':{k:_answer(f) for k,f in asked.items()}}).rename_axis('asked')
+    return pd.DataFrame({'answer':{
+        k:_answer(f)
+        for k,f in asked.items()}}).rename_axis('asked')
 
 # %% ../../nbs/09h_statistics.ipynb #b75c3753
 @dataclass(frozen=True)
@@ -160,10 +176,23 @@ def read()->Statistics:
     a = arms()
     one,mean,t,scores = _luck_of_one(a),_luck_of_mean(a),_against(a),rank_scores(a)
     hits = [a.rec.hits(r) for r in a.alone.values()]
-    pictures_move = np.mean([h.mean()*(1-h.mean())/a.pictures for h in hits]).item()**.5
+    pictures_move = np.mean([
+        h.mean()*(1-h.mean())/a.pictures
+        for h in hits]).item()**.5
     ahead,pairs = t[t.order=='ahead'],rank_pairs(scores)
-    return Statistics(100*_variance(hits)**.5, 100*pictures_move, one.same,
-        {s:mean.least(a.pictures, s) for s in (3,5)}, {s:one.least(a.pictures, s)
-                                                       for s in (3,5)},
-        public, one.least(public, 3), len(t), len(ahead), int((t.order=='behind').sum()), ahead.comparison.iloc[0].points,
-        _chance(friedman(scores)['p']), len(scores), len(pairs), int((pairs.holm<.05).sum()))
+    return Statistics(
+        100*_variance(hits)**.5,
+        100*pictures_move,
+        one.same,
+        {s:mean.least(a.pictures, s) for s in (3,5)},
+        {s:one.least(a.pictures, s) for s in (3,5)},
+        public,
+        one.least(public, 3),
+        len(t),
+        len(ahead),
+        int((t.order=='behind').sum()),
+        ahead.comparison.iloc[0].points,
+        _chance(friedman(scores)['p']),
+        len(scores),
+        len(pairs),
+        int((pairs.holm<.05).sum()))

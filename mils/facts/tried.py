@@ -33,17 +33,27 @@ def log_table()->pd.DataFrame:
         'RGB':percent(t.RGB), 'singles':percent(t.singles), 'seeds':t.seeds}).set_index(idea.rename('idea'))
 
 # %% ../../nbs/09ae_tried.ipynb #3a654417
-_knobs = {'learning rate':('^learning rate','value'), 'weight decay':('^weight decay','value'),
-    'epochs':('^length|^ten epochs|much longer','epochs'), 'pictures a batch':('^batch size','value'), 'learning rate of Muon':('^Muon, learning rate','value'),
+_knobs = {
+    'learning rate':('^learning rate','value'),
+    'weight decay':('^weight decay','value'),
+    'epochs':('^length|^ten epochs|much longer','epochs'),
+    'pictures a batch':('^batch size','value'),
+    'learning rate of Muon':('^Muon, learning rate','value'),
     'channel sets a picture and step':('^sets a picture','value')}
 
 def tuning_table()->pd.DataFrame:
     "Values that were tried on validation images, by side; the last row counts all trials"
     t = log()
-    def values(rows): return ', '.join(map(str, sorted(set(pd.to_numeric(rows))))).replace('.0,', ',') or 'none'
-    def tried(pattern, column, side): return values(t[t.idea.str.contains(pattern)&(t.side==side)][column])
+    def values(rows):
+        return ', '.join(map(
+            str,
+            sorted(set(pd.to_numeric(rows))))).replace('.0,', ',') or 'none'
+    def tried(pattern, column, side):
+        return values(t[t.idea.str.contains(pattern)&(t.side==side)][column])
     sides = 'specialists','one network','plain stem'
-    rows = {k:{side:tried(*knob, side) for side in sides} for k,knob in _knobs.items()}
+    rows = {
+        k:{side:tried(*knob, side) for side in sides}
+        for k,knob in _knobs.items()}
     return pd.DataFrame.from_dict({**rows, 'trials, these and others':t.side.value_counts()}, 'index').rename_axis('setting')
 
 # %% ../../nbs/09ae_tried.ipynb #38cbc7e1
@@ -51,21 +61,36 @@ def unseen_trials_table()->pd.DataFrame:
     "Validation accuracy in percent on two sets, with them in training / without, and what is lost"
     t = pd.read_csv(results_dir()/'task-a'/'held_out.csv').set_index('idea')
     lost = (t.RB_unseen+t.G_unseen-t.RB_seen-t.G_seen)/2
-    def both(k): return t[f'{k}_seen'].map('{:.1f}'.format)+' / '+t[f'{k}_unseen'].map('{:.1f}'.format)
-    columns = {'epochs':t.epochs, 'lost':lost.map('{:+.1f}'.format), 'RB':both('RB'), 'G':both('G'), 'the other five':both('others')}
+    def both(k):
+        return t[f'{k}_seen'].map('{:.1f}'.format)+' / '+t[f'{k}_unseen'].map('{:.1f}'.format)
+    columns = {
+        'epochs':t.epochs,
+        'lost':lost.map('{:+.1f}'.format),
+        'RB':both('RB'),
+        'G':both('G'),
+        'the other five':both('others')}
     return pd.DataFrame(columns)
 
 def unseen_table()->pd.DataFrame:
     "Test accuracy in percent on these sets, with and without them in training"
     rec = Recorded('task-a')
     epochs = int(rec.runs.epochs.min())
-    one,without = (rec.find(**{**usual, 'held_out':h}, epochs=epochs) for h in ('',' '.join(held_out)))
-    asked = {**{s:[s] for s in held_out}, 'both':held_out, 'the other five':[s for s in every_set if s not in held_out]}
+    one,without = (
+        rec.find(**{**usual, 'held_out':h}, epochs=epochs)
+        for h in ('',' '.join(held_out)))
+    asked = {
+        **{s:[s] for s in held_out},
+        'both':held_out,
+        'the other five':[s for s in every_set if s not in held_out]}
     rows = {}
     for k,sets in asked.items():
         r = rec.compare(one, without, sets)
         difference = f"{100*r['diff']:+.1f} ({100*r['low']:+.1f} to {100*r['high']:+.1f})"
-        rows[k] = {'seen':f"{100*r['a']:.1f}", 'never seen':f"{100*r['b']:.1f}", 'difference, points':difference, 'seeds':r['seeds']}
+        rows[k] = {
+            'seen':f"{100*r['a']:.1f}",
+            'never seen':f"{100*r['b']:.1f}",
+            'difference, points':difference,
+            'seeds':r['seeds']}
     return pd.DataFrame.from_dict(rows, 'index').rename_axis('channels')
 
 # %% ../../nbs/09ae_tried.ipynb #e632c858
@@ -92,7 +117,8 @@ def _mean_of(t, idea, epochs=None, value=None):
     t = t[t.idea==idea]
     if epochs: t = t[t.epochs==epochs]
     if value: t = t[t.value==value]
-    if len(t)!=1: raise ValueError(f'{len(t)} trials of {idea}, {epochs} epochs, {value}')
+    if len(t)!=1:
+        raise ValueError(f'{len(t)} trials of {idea}, {epochs} epochs, {value}')
     return float(t['mean'].iloc[0])
 
 def _best_rate(t, side):
@@ -121,9 +147,13 @@ def read()->Tried:
     other_epochs = int(t.epochs[t.idea.str.startswith('the fifty other')].iloc[0])
     return Tried(len(t), rate, rates, _best_rate(t, 'one network')[0],
         other_epochs, others[one]/others['seven specialists'], others[one]-others[plain],
-        of(first+one, None, fifth), of(first+plain, None, fifth), of(length+plain, 15), of(length+one, 15),
+        of(first+one, None, fifth),
+        of(first+plain, None, fifth),
+        of(length+plain, 15),
+        of(length+one, 15),
         long, seven, _long_usual(seven), decay(one, long, '0.3'), of(mixed, long),
         brief, decay(one, brief, '0.05'), decay(one, brief, '0.3'), of(mixed, brief),
         decay('specialists', 17, '0.05'), decay('specialists', 17, '0.3'),
         of('distillation from the full view'), of('several sets a picture and step'),
-        decay(one, 30, '0.3')-decay(plain, 30, '0.3'), of(views, None, '3')-of(views, None, '1'))
+        decay(one, 30, '0.3')-decay(plain, 30, '0.3'),
+        of(views, None, '3')-of(views, None, '1'))

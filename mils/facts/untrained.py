@@ -33,7 +33,10 @@ def converted()->Converted:
     hits = pd.concat([pd.read_parquet(results_dir()/f/'conversions.parquet') for f in folders])
     known = set(hits.run)
     alone = rec.runs[~rec.runs.dynamic&(rec.runs.channels=='RGB')&rec.runs.run.isin(known)]
-    return Converted(rec, hits, {int(e):list(t.run) for e,t in alone.groupby('epochs')})
+    return Converted(
+        rec,
+        hits,
+        {int(e):list(t.run) for e,t in alone.groupby('epochs')})
 
 # %% ../../nbs/09aa_untrained.ipynb #dbda9faf
 def converted_hits(
@@ -54,10 +57,15 @@ def _kept(c, epochs, method, again, sets):
 def kept_table(c:Converted)->pd.DataFrame: # `epochs`, `method`, `recalibrated`, and `pairs` and `singles`, which are comparisons
     "What each way keeps"
     epochs_of = {r:e for e,runs in c.plain.items() for r in runs}
-    ways = c.hits.assign(epochs=c.hits.run.map(epochs_of))[['epochs','method','recalibrated']].drop_duplicates()
+    ways = c.hits.assign(epochs=c.hits.run.map(epochs_of))[[
+        'epochs',
+        'method',
+        'recalibrated']].drop_duplicates()
     rows = []
     for w in ways.astype({'method':str, 'epochs':int}).itertuples():
-        kept = {k:_kept(c, w.epochs, w.method, w.recalibrated, sets) for k,sets in groups.items()}
+        kept = {
+            k:_kept(c, w.epochs, w.method, w.recalibrated, sets)
+            for k,sets in groups.items()}
         rows.append(dict(epochs=w.epochs, method=w.method, recalibrated=w.recalibrated, **kept))
     return pd.DataFrame(rows)
 
@@ -96,7 +104,10 @@ def read()->Untrained:
     c = converted()
     t = kept_table(c)
     pictures = inspect.signature(convert_runs).parameters['n'].default
-    return Untrained({e:_best(t, e) for e in c.plain}, {e:_kept_by(t, e, 'covariance') for e in c.plain}, pictures)
+    return Untrained(
+        {e:_best(t, e) for e in c.plain},
+        {e:_kept_by(t, e, 'covariance') for e in c.plain},
+        pictures)
 
 # %% ../../nbs/09aa_untrained.ipynb #7436cb3e
 goals = {'pairs':(.75,.9), 'singles':(.45,.7)}         # floor and goal
@@ -112,9 +123,23 @@ def draw_conversions(t):
             label = f'{epochs} epochs, {"re-estimated" if again else "as they are"}'
             ends = rows[group].map(lambda r: (r.ratio_low,r.ratio_high))
             ax.hlines(y, *zip(*ends), color=color, lw=1.5)
-            ax.plot(rows[group].map(lambda r: r.ratio), y, 's' if again else 'o', color=color, mfc=color if again else 'white', label=label)
-        for limit,line in zip(limits, ('--',':')): ax.axvline(limit, color='.4', ls=line, lw=1)
-        ax.set(yticks=range(len(names)), yticklabels=[_words[n] for n in names], xlabel=f'{group}: share of RGB accuracy', xlim=(0,1))
+            ax.plot(
+                rows[group].map(lambda r: r.ratio),
+                y,
+                's' if again else 'o',
+                color=color,
+                mfc=color if again else 'white',
+                label=label)
+        for limit,line in zip(limits, ('--',':')): ax.axvline(
+            limit,
+            color='.4',
+            ls=line,
+            lw=1)
+        ax.set(
+            yticks=range(len(names)),
+            yticklabels=[_words[n] for n in names],
+            xlabel=f'{group}: share of RGB accuracy',
+            xlim=(0,1))
     axs[0].invert_yaxis()
     fig.legend(*axs[0].get_legend_handles_labels(), ncol=3, loc='upper center', title='batch norms')
     fig.tight_layout(rect=(0,0,1,.84))
