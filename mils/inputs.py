@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/05ad_inputs.ipynb #e6a85583
+from functools import partial
 from pathlib import Path
 from .core import set_name
 from .names import as_text,is_image
@@ -25,11 +26,12 @@ from PIL import Image
 def _inside(path, channels):
     "The pictures of a folder or a zip, each with what reads it"
     src = group_bands(Source(path), channels)
-    for name in sorted(o for o in src.files if is_image(o)): yield f'{path}/{name}',lambda name=name: src.read(name)
+    for name in sorted(src.files):
+        if is_image(name): yield f'{path}/{name}',partial(src.read, name)
 
-def _raises(e):
-    def read(): raise e
-    return read
+def _fail(e): raise e
+
+def _given(o): return o
 
 def pictures_in(
     items,  # paths of pictures, folders and zips; bytes, images, arrays or tensors
@@ -37,37 +39,45 @@ def pictures_in(
 ): # pairs of a name and a function that gives a file's bytes, or the picture
     "Every picture, one after the other"
     for i,o in enumerate(items):
-        if not isinstance(o, (str,Path)): yield str(i),lambda o=o: o
+        if not isinstance(o, (str,Path)): yield str(i),partial(_given, o)
         elif Path(o).is_dir() or str(o).lower().endswith('.zip'):
             try: yield from _inside(o, channels)
-            except (ValueError,OSError) as e: yield str(o),_raises(e)
+            except (ValueError,OSError) as e: yield str(o),partial(_fail, e)
         else: yield as_text(str(o)),Path(o).read_bytes
 
 # %% ../nbs/05ad_inputs.ipynb #03c7c83a
 def _check_values(x, high=255):
     "`Unreadable` for an array whose values are not those that the network was trained on"
-    low,top,trained = x.min(),x.max(),f'the network was trained on 0 to {high}'
-    if not (np.isfinite(low) and np.isfinite(top)): raise Unreadable('some of its values are not finite')
-    if 0<=low and 0<top<=1: raise Unreadable(f'values from {low:g} to {top:g}, and {trained}; multiply by {high}')
-    if low<0: raise Unreadable(f'values from {low:.3g} to {top:.3g}, and {trained}; it normalises its own input')
-    if top>high: raise Unreadable(f'values up to {top:g}, and {trained}')
+    if not np.isfinite(x).all(): raise Unreadable('some of its values are not finite')
+    low,top = x.min(),x.max()
+    seen = f'values from {low:.3g} to {top:.3g}, and the network was trained on 0 to {high}'
+    if low<0: raise Unreadable(f'{seen}; it normalises its own input')
+    if 0<top<=1: raise Unreadable(f'{seen}; multiply by {high}')
+    if top>high: raise Unreadable(seen)
+
+def _numbers(item):
+    "An image, an array or a tensor as an array"
+    if isinstance(item, torch.Tensor): item = item.detach().cpu()
+    return np.asarray(item)
 
 def _array_of(item):
     "An array `(height, width, channels)` from what is in memory"
-    if isinstance(item, torch.Tensor):
-        x = item.detach().cpu()
-        return np.moveaxis(x.numpy(), 0, -1) if x.ndim==3 else x.numpy()
-    x = np.asarray(item)
+    x = _numbers(item)
     if x.ndim==2: x = np.stack([x]*3, -1)
-    if x.ndim!=3 or 0 in x.shape: raise Unreadable(f'an array of shape {x.shape}; expected height x width x channels')
+    elif isinstance(item, torch.Tensor) and x.ndim==3: x = np.moveaxis(x, 0, -1)
+    if x.ndim!=3 or 0 in x.shape:
+        raise Unreadable(f'an array of shape {x.shape}; expected height x width x channels')
     return x
 
 # %% ../nbs/05ad_inputs.ipynb #6691c8b2
+_every = *'RGB',*DERIVED          # channels that a photograph has, or that are computed from it
+
 def _square(x, size):
     "An array cut and scaled to a square, as bytes"
     if x.shape[2]==3: return read_picture(x.astype(np.uint8), size)
     planes = [fit_channel(o, size) for o in np.moveaxis(x, -1, 0)]
-    return np.stack(planes, -1).round().clip(0, 255).astype(np.uint8)
+    squares = np.stack(planes, -1)
+    return squares.round().clip(0, 255).astype(np.uint8)
 
 def _check_deep(b):
     "`Unreadable` for a file of more bits than a photograph has, where these do not fill its range"
@@ -77,6 +87,15 @@ def _check_deep(b):
     raise Unreadable(f'{len(planes)} channels of {planes[0].dtype} with values up to {top:g}, '
                      'and the network was trained on photographs of 8 bits')
 
+def _from_array(net, item, wanted):
+    "RGB, or the wanted channels where an array holds as many, and whether it is these"
+    x = _array_of(item)
+    _check_values(x)
+    n,of_photos = x.shape[2],{*wanted}<={*_every}
+    if n!=len(wanted) and not (n==3 and of_photos):
+        raise Unreadable(f'an array of {n} channels; expected {len(wanted)}, {set_name(wanted)}')
+    return _square(x, net.size),n==len(wanted)
+
 def photo_channels(net, item, wanted):
     "The wanted channels of a photograph, `(size, size, wanted)` uint8"
     if isinstance(item, bytes):
@@ -84,40 +103,33 @@ def photo_channels(net, item, wanted):
         rgb = decode_file(item, net.size)
     elif isinstance(item, Image.Image): rgb = read_picture(item, net.size)
     else:
-        x = _array_of(item)
-        _check_values(x)
-        n,every = x.shape[2],{*'RGB',*DERIVED}
-        if n!=len(wanted) and (n!=3 or {*wanted}-every):
-            raise Unreadable(f'an array of {n} channels; expected {len(wanted)}, {set_name(wanted)}')
-        rgb = _square(x, net.size)
-        if n==len(wanted): return rgb
-    every = (*'RGB',*DERIVED)
-    if bad := [c for c in wanted if c not in every]: raise Unreadable(f'a photograph has no channel {", ".join(bad)}')
-    return _with_derived(rgb, wanted)[...,[every.index(c) for c in wanted]]
-
-def _with_derived(rgb, wanted):
-    if not {*wanted}&{*DERIVED}: return rgb
-    return np.concatenate([rgb, derived_channels(rgb[None])[0]], -1)
+        rgb,done = _from_array(net, item, wanted)
+        if done: return rgb
+    if bad := [c for c in wanted if c not in _every]:
+        raise Unreadable(f'a photograph has no channel {", ".join(bad)}')
+    if {*wanted}&{*DERIVED}: rgb = np.concatenate([rgb, derived_channels(rgb[None])[0]], -1)
+    return rgb[...,[_every.index(c) for c in wanted]]
 
 # %% ../nbs/05ad_inputs.ipynb #fa8a8ead
 _most = dict(uint8=255, uint16=65535, float32=float('inf'))
 
 def _misfit(c, x, low, high, kind):
     "Why the values of a channel cannot be those of the training; nothing where they can"
-    top,trained = float(x.max()),f'the network was trained on {low:g} to {high:g} of {kind}'
-    same = x.dtype.name==kind
-    too_narrow = not same and high>_most[x.dtype.name]
-    shares = not same and x.dtype==np.float32 and 0<top<=1<high
-    too_wide = not same and (x>high).mean()>.1
-    if too_narrow or shares or too_wide: raise Unreadable(f'channel {c} has values up to {top:g} of {x.dtype.name}, and {trained}')
-    if x.min()>=high or top<=low: return f'channel {c} has values {float(x.min()):g} to {top:g}, and {trained}'
+    bottom,top,given = float(x.min()),float(x.max()),x.dtype.name
+    seen = f'channel {c} has values {bottom:g} to {top:g} of {given}, and the network was trained on {low:g} to {high:g} of {kind}'
+    if given!=kind:
+        too_narrow = high>_most[given]
+        shares = given=='float32' and 0<top<=1<high
+        too_wide = (x>high).mean()>.1
+        if too_narrow or shares or too_wide: raise Unreadable(seen)
+    if bottom>=high or top<=low: return seen
 
 def _planes_of(item, names, wanted):
     "The channels of a file or an array; those of an array, which has no names, are the wanted ones"
     if isinstance(item, bytes): planes = read_planes(item)
-    elif isinstance(item, torch.Tensor): planes = Planes(None, split_planes(item.detach().cpu().numpy()))
-    else: planes = Planes(None, split_planes(np.asarray(item)))
-    if planes.names is None and len(planes.data)==len(wanted)<len(names): return Planes(tuple(wanted), planes.data)
+    else: planes = Planes(None, split_planes(_numbers(item)))
+    some = len(planes.data)==len(wanted)<len(names)
+    if planes.names is None and some: return Planes(tuple(wanted), planes.data)
     return planes
 
 def file_channels(net, item, wanted, every):
@@ -128,9 +140,10 @@ def file_channels(net, item, wanted, every):
     if lacks := [c for c in wanted if c not in found and every]:
         there = ', '.join(names_of(planes))
         raise Unreadable(f'{len(planes.data)} channels, {there}; expected {len(wanted)}, and {", ".join(lacks)} is missing')
-    kinds = dict(zip(r.names, zip(r.low, r.high, r.types)))
-    notes = [_misfit(c, found[c], *kinds[c]) for c in wanted if c in found]
+    rows,notes = [r.names.index(c) for c in wanted],[]
+    for i in rows:
+        c = r.names[i]
+        if c in found: notes.append(_misfit(c, found[c], r.low[i], r.high[i], r.types[i]))
     x,there = to_pixels(planes, r, net.size)
-    rows = [r.names.index(c) for c in wanted]
     if not there[rows].any(): raise Unreadable(f'none of the channels {", ".join(wanted)}')
     return x[...,rows],there[rows],next(filter(None, notes), '')
