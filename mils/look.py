@@ -123,14 +123,14 @@ def correlation_png(
     "The correlations of the channels as a picture"
     from matplotlib.figure import Figure
     n = len(names)
-    f = Figure(figsize=(2+.35*n,1.2+.35*n), dpi=80)
+    f = Figure(figsize=(2+.45*n,1.2+.45*n), dpi=95)
     ax,corr = f.subplots(),correlations(stats)
     im = ax.imshow(corr, cmap='RdBu', vmin=-1, vmax=1)
     ax.set_xticks(range(n), names, rotation=90)
     ax.set_yticks(range(n), names)
     if n<=6:
         for i,j in np.ndindex(n, n):
-            ax.text(j, i, f'{corr[i,j]:.2f}', ha='center', va='center', fontsize=8)
+            ax.text(j, i, f'{corr[i,j]:.2f}', ha='center', va='center')
     f.colorbar(im)
     f.tight_layout()
     out = io.BytesIO()

@@ -14,7 +14,7 @@ from .stats import cross_validated,crossed
 def paired(
     a, b,  # `(seeds, images)` of two networks, the same images, seeds in pairs; with `share` each seed has images of its own
     level:float=0.95,
-    share:float=None,  # test images per training image, where each seed is a fold of a cross-validation
+    share:float=None,  # test images per training image, where each seed is tested on a part of its own
 )->dict: # `diff` = b-a and `ratio` = b/a with intervals, `p` of the difference by the same reckoning, seeds in which b is `better`
     "How much better is b than a, on other seeds and images of the same kind? `ValueError` where they are not paired"
     a,b = np.asarray(a, float),np.asarray(b, float)

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from .core import channel_sets,set_name,write_atomic
 from .export import export
-from .trained import load_run
-import pandas as pd,torch
+from .trained import open_network
+import torch
 
 # %% ../nbs/10d_photos.ipynb #5dc03f50
 def fillings(
@@ -22,17 +22,24 @@ def fillings(
             for s in channel_sets(stem.channels)}
 
 # %% ../nbs/10d_photos.ipynb #5f97c2ca
+def _accuracy(origin, k):
+    "Channel set -> how often the right class was among the best `k` for test pictures"
+    return {a['channels']:round(a[f'top{k}'], 4) for a in origin['accuracy'] if a['split']=='test'}
+
+def _trained_for(origin):
+    "Epochs that the network was trained, and that were planned"
+    planned = origin['config']['epochs']
+    return dict(epochs=origin.get('epochs_done', planned), planned=planned)
+
 def write_photos(
-    run,  # folder of a finished run whose network has a stem for every channel set
+    where,  # folder of a finished run whose network has a stem for every channel set, or what `from_pretrained` takes
     out,  # folder of the live page
 )->Path: # the network's file
     "What the live page needs to look at photographs"
-    net,out = load_run(run),Path(out)
-    preds = pd.read_parquet(Path(run)/'predictions.parquet').query("split=='test'")
-    accuracy = {f'top{k}':(preds['rank']<k).groupby(preds.channels.astype(str)).mean().round(4).to_dict()
-                for k in (1,5)}
+    net,out = open_network(where),Path(out)
     about = dict(size=net.size, classes=net.classes, mean=net.stats.mean.tolist(), std=net.stats.std.tolist(), sees=fillings(net.net.stem),
-                 n_test=preds.image.nunique(), parameters=sum(p.numel() for p in net.parameters()), **accuracy)
+        n_test=max(a['n'] for a in net.origin['accuracy'] if a['split']=='test'), parameters=sum(p.numel() for p in net.parameters()),
+        top1=_accuracy(net.origin, 1), top5=_accuracy(net.origin, 5), **_trained_for(net.origin))
     out.mkdir(parents=True, exist_ok=True)
     export(net.net, out/'photos.onnx',
            torch.randn(2, len(net.channels), net.size, net.size))

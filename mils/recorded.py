@@ -69,7 +69,7 @@ def by_seed(self:Recorded,
 def share(self:Recorded,
     runs,  # names of runs
 )->float: # None where all were tested on the same images
-    "Test images per training image, of runs that are folds of a cross-validation"
+    "Test images per training image, of runs that are tested on a part each"
     t = self.runs[self.runs.run.isin(list(runs))]
     if t.folds.any(): return t.n_test.sum()/t.n_train.sum()
     return None
@@ -79,7 +79,7 @@ def hits(self:Recorded,
     runs,  # names of runs, one a seed
     channels=None,  # names of channel sets to average over; all by default
     top:int=1,  # right where the true class is among this many
-): # `(seeds, images)`; `(seeds, 1)`, the share that was right, where each seed is a fold with images of its own
+): # `(seeds, images)`; `(seeds, 1)`, the share that was right, where each seed is tested on images of its own
     "Who was right; `ValueError` for no run, for several of one seed, and where a run lacks predictions, or a channel set"
     if not len(runs): raise ValueError('no such run is recorded')
     for r in runs:
@@ -174,8 +174,8 @@ def compare_specialists(self:Recorded,
 def rematched(self:Recorded,
     a, b,  # as for `compare`
 )->list: # as from `compare`, one for each way to pair the seeds
-    "How much hangs on which run of b meets which of a? `ValueError` as from `pairs`, and for folds, whose pictures make the pairs"
+    "How much hangs on which run of b meets which of a? `ValueError` as from `pairs`, and for parts, whose pictures make the pairs"
     a,b = self.pairs(a, b)
-    if self.share(a): raise ValueError('folds make pairs by their pictures; there is no other way')
+    if self.share(a): raise ValueError('parts make pairs by their pictures; there is no other way')
     x,y = self.hits(a),self.hits(b)
     return [self.compare_hits(x, y[list(o)]) for o in permutations(range(len(y)))]

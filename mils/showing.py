@@ -96,7 +96,7 @@ def draw_pictures(
     for ax,o in zip(axes.flat, t.itertuples(name=None)):
         _,picture,y,pred,_ = o
         if picture in place: ax.imshow(_shown(ds.images[place[picture]]))
-        ax.set_title(f'{y[:18]}\nnot {pred[:18]}', fontsize=7)
+        ax.set_title(f'{y[:18]}\nnot {pred[:18]}')
     return fig
 
 # %% ../nbs/06r_showing.ipynb #4c7640f0

@@ -163,6 +163,8 @@ def build_site(
     return page
 
 # %% ../nbs/10c_site.ipynb #7fef9b84
+def _has_picture(cell): return any('image/png' in o.get('data', {}) for o in cell.get('outputs', []))
+
 def build_readme(
     root='.',  # the project's folder
 )->str: # what `README.md` now holds
@@ -180,6 +182,8 @@ def build_readme(
     body,res = MarkdownExporter().from_notebook_node(page.nb, {'output_files_dir':'index_files', 'unique_key':'index'})
     shutil.rmtree(root/'index_files', ignore_errors=True)
     for name,data in res['outputs'].items(): _write(root/name, data)
+    alts = iter([str(c.metadata.opts.get('fig-alt', '')).strip('"') for c in page.nb.cells if _has_picture(c)])
+    body = re.sub(r'\s*!\[png\](\(.*?\))\s*', lambda m: f'\n\n![{next(alts)}]{m[1]}\n\n', body)
     body = re.sub(r'\n{3,}', '\n\n', body)
     body = re.sub(r'\]\((?!\w+:)([^()\s]+\.ipynb)', r'](nbs/\1', body).strip()          # a link from beside nbs/
     body = f"# {page.title}\n\n> {page.meta.get('description','')}\n\n{body}\n"

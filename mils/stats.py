@@ -58,7 +58,7 @@ def crossed(
     "Interval of the mean over other seeds and images; one seed speaks of images only, two of little more; `ValueError` for a single image"
     d = np.asarray(d, float)
     s,n = d.shape
-    if n<2: raise ValueError('one number a seed says nothing of images; for folds there is `cross_validated`')
+    if n<2: raise ValueError('one number a seed says nothing of images; for parts of a cross-validation there is `cross_validated`')
     m = d.mean()
     rows,cols = d.mean(1),d.mean(0)
     of_cols = s*((cols-m)**2).sum()/(n-1)
@@ -72,13 +72,13 @@ def crossed(
 
 # %% ../nbs/07_stats.ipynb #cf070002
 def cross_validated(
-    d,  # `(folds, images)`, or `(folds, 1)`: the mean of each
+    d,  # `(parts, images)`, or `(parts, 1)`: the mean of each
     share:float,  # test images per training image
     level:float=0.95,
 )->dict: # `mean`, `se`, `dof`, `low`, `high`
-    "How well is the mean known, if other images had been drawn to train and to test? `ValueError` for less than two folds"
+    "How well is the mean known, if other images had been drawn to train and to test? `ValueError` for less than two parts"
     d = np.asarray(d, float)
-    k,folds = len(d),d.mean(1)
-    if k<2: raise ValueError(f'{k} fold: two or more tell how much they differ')
-    var = (1/k+share)*folds.var(ddof=1)
-    return _interval(folds.mean(), var, k-1, level)
+    k,parts = len(d),d.mean(1)
+    if k<2: raise ValueError(f'{k} part: two or more tell how much they differ')
+    var = (1/k+share)*parts.var(ddof=1)
+    return _interval(parts.mean(), var, k-1, level)

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 from .core import progress
 from .imageset import ImageSet
-from .folds import fold
+from .parts import part
 from .generators import generators
 from .models import models
 from .identity import run_name
@@ -28,23 +28,23 @@ from filelock import Timeout
 def seed_set(
     ds:ImageSet,
     seed:int,
-    folds:bool,  # whether each seed has the fold of its number, see `fold`
+    folds:bool,  # whether each seed is tested on the part of its number, see `part`
 )->ImageSet:
     "The data on which a sweep trains and tests a seed"
-    if folds: return fold(ds, seed)
+    if folds: return part(ds, seed)
     return ds
 
 # %% ../nbs/06e_sweeps.ipynb #2fa9b929
 def run_set(
     folder,  # of a run
     ds:ImageSet,  # the data of its protocol
-)->ImageSet: # `ds`, or the fold of it that the run was trained and tested on
+)->ImageSet: # `ds`, or the part of it that the run was trained and tested on
     "The data of a run; `ValueError` where it was trained on something else"
     about = json.loads((Path(folder)/'config.json').read_text())
     key = about['data']['key']
     if ds.key==key: return ds
-    try: found = fold(ds, about['config']['seed'])
-    except ValueError: found = None                                  # there is no such fold
+    try: found = part(ds, about['config']['seed'])
+    except ValueError: found = None                                  # there is no such part
     if found is None or found.key!=key:
         raise ValueError(f'{folder} was trained on data {key}, not on {ds}')
     return found

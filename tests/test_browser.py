@@ -197,7 +197,7 @@ def test_a_picture_of_ones_own(site, chrome, tmp_path):
     session = onnxruntime.InferenceSession(live/'photos.onnx')
     def best(mask):
         z = ((made/255-about['mean'])/about['std']).transpose(2,0,1)[None].astype('float32')
-        return classes[session.run(None, dict(x=z.repeat(3, 0), mask=np.array([mask]*3)))[0][0].argmax()]
+        return classes[session.run(None, dict(x=z, mask=np.array([mask])))[0][0].argmax()]
     chrome.get(f'{at}/report/live.html')
     state = lambda: chrome.execute_script("return document.getElementById('photos').dataset.state ?? ''")
     wait = lambda s: WebDriverWait(chrome, 60).until(lambda d: state().startswith(s), f'no prediction for {s}')
@@ -215,6 +215,8 @@ def test_a_picture_of_ones_own(site, chrome, tmp_path):
     wait('RG ')
     given,seen = drawn()
     assert listed()[0].startswith(best([True,True,False]))
+    said = chrome.find_element('css selector','#photos [role=status]').text
+    assert said.endswith(f"trained for {about['epochs']} of {about['planned']} planned epochs.")
     assert given==[*made[20,40,:2].tolist(),0] and seen[2]>20                        # blue is guessed from red and green
     sent = chrome.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
     assert all(r.startswith((at,'data:','blob:')) for r in sent)
@@ -244,6 +246,26 @@ def test_pages_fit_on_a_phone(site, chrome, screen):
             return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth+1)
                 .filter(e => e.checkVisibility())
                 .filter(e => e.tabIndex != 0 || !getComputedStyle(e).backgroundImage.includes('gradient')).length"""), p)
+
+@pytest.mark.parametrize('width', [1280,390])
+def test_figures_keep_their_size(site, chrome, screen, width):
+    "So letters stay as large as `page_style` makes them, which is no smaller than a caption's"
+    at,out = site
+    screen(width=width)
+    for p in of_report(out):
+        chrome.get(f'{at}/{p}')
+        small = chrome.execute_script("""return [...document.querySelectorAll('main img')]
+            .map(i => [i.clientWidth, i.naturalWidth]).filter(([now,made]) => now < made-1)""")
+        assert not small, (p,small)
+
+def test_answers_are_on_the_first_screen(site, chrome, screen):
+    "Both questions, and the table that answers them"
+    at,_ = site
+    screen()
+    for p in ('index.html','report/index.html'):
+        chrome.get(f'{at}/{p}')
+        end = chrome.execute_script("return document.querySelector('main table').getBoundingClientRect().bottom")
+        assert 300<end<=900, (p,end)
 
 def test_heads_of_tables(site, chrome):
     "One row of heads where pandas writes two, and no head that says nothing"

@@ -13,7 +13,7 @@ from mils.packed import open_zip
 from mils.manifest import read_manifest
 from mils.decode import decode,Unreadable
 from mils.imageset import channel_stats,ImageSet,select_classes
-from mils.folds import fold
+from mils.parts import part
 from mils.unusable import BadImages,missing_files
 from mils.check import check
 from mils.pixels import Pixels
@@ -474,13 +474,13 @@ def test_a_set_made_from_another_has_its_own_statistics(n):
     ds = ImageSet(images, np.arange(n)%4, splits, list('abcd'), [str(i) for i in range(n)], 'key')
     seen = set()
     two = replace(ds, images=images[...,:2], channels='RG')
-    for o in (ds, select_classes(ds, ['b','d']), fold(ds, 1), derive(ds), derive(fold(ds, 2)), two):
+    for o in (ds, select_classes(ds, ['b','d']), part(ds, 1), derive(ds), derive(part(ds, 2)), two):
         rows = o.splits['train']
         want = channel_stats(o.images[rows[::math.ceil(len(rows)/4096)]])
         for got,exact in zip(o.stats, want): assert_same(got, exact)
         assert o.stats is o.stats
         seen.add(o.stats.mean.tobytes())
-    assert len(seen)==6 and fold(ds, 0).stats is ds.stats
+    assert len(seen)==6 and part(ds, 0).stats is ds.stats
 
 def test_names_of_channels_are_checked_when_a_set_is_made(tiny):
     for channels,msg in (('RG','names 2; the images have 3'), ('RGR','given twice'), ('','empty'), (('R','G','B','NIR'),'R+G+B+NIR')):

@@ -1,7 +1,9 @@
 "A network with a dynamic stem compiles, exports and runs in onnxruntime; tutorials/deploy.ipynb shows how"
-import shutil
+import json,shutil
+from pathlib import Path
 import pytest,torch
 from tensors import assert_close
+from mils.classifier import Classifier
 from mils.core import channel_sets
 from mils.generators import generators
 from mils.models import create_model
@@ -39,3 +41,12 @@ def test_compile_is_one_graph(net):
         assert_close(f(x[:,1:], channels='GB'), net(x[:,1:], channels='GB'), 1e-4)
     f(x, mask).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+def test_the_live_page_has_the_network_that_comes_along():
+    live = Path(__file__).resolve().parent.parent/'nbs'/'report'/'live'
+    net,about = Classifier.from_pretrained('mils/photos-64'),json.loads((live/'photos.json').read_text())
+    assert about['classes']==list(net.classes) and about['epochs']==net.origin['epochs_done']
+    assert about['top1']=={a['channels']:round(a['top1'], 4) for a in net.origin['accuracy']}
+    x,mask = torch.rand(1, 3, net.size, net.size),torch.tensor([[True,False,True]])
+    got = ort.InferenceSession(live/'photos.onnx').run(None, dict(x=x.numpy(), mask=mask.numpy()))[0]
+    with torch.no_grad(): assert_close(torch.tensor(got), net.net(x, mask), 1e-4)

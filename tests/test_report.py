@@ -43,6 +43,24 @@ def test_results_are_found_in_colab(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert results_dir()==tmp_path/'results'
 
+SIZES = re.compile(r"fontsize=(\d+\.?\d*)|set_(?:font)?size\((\d+\.?\d*)\)|'font\.size': ?(\d+\.?\d*)")
+DOTS = re.compile(r"dpi'?\]? ?[:=] ?(\d+)")
+
+def small_letters(code):
+    "Sizes of letters in points, and dots an inch, by which a figure's text is smaller than a caption (13.1 pixels)"
+    dots = 90 if 'set_theme' in code else 95                          # seaborn's theme has 11 points, matplotlib 10
+    sizes = [float(next(filter(None, m.groups()))) for m in SIZES.finditer(code)]
+    return [o for o in sizes if o<10.5]+[o for o in map(int, DOTS.findall(code)) if o<dots]
+
+@pytest.mark.parametrize('notebook', sorted((repo/'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+def test_letters_of_figures_are_as_large_as_a_caption(notebook):
+    found = [o for c in nbformat.read(notebook, 4).cells if c.cell_type=='code' for o in small_letters(c.source)]
+    assert not found
+
+@pytest.mark.parametrize('code,found', [("ax.legend(fontsize=7)", [7]), ("ax.title.set_size(9)", [9]), ("plt.rcParams['figure.dpi'] = 80", [80]),
+    ("rc={'font.size':8, 'figure.dpi':72}", [8,72]), ("sns.set_theme(rc={'figure.dpi':90})", []), ("ax.text(0, 0, 'a', fontsize=10.5)", [])])
+def test_small_letters_are_found(code, found): assert small_letters(code)==found
+
 def of_html(table):
     "The text of an HTML table, a line a row"
     rows = re.sub(r'<style.*?</style>|\s+', ' ', table, flags=re.S).split('</tr>')

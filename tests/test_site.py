@@ -169,6 +169,19 @@ def test_readme(project):
     assert got==(project/'README.md').read_text() and got.startswith('# small\n\n> A project')
     assert '](nbs/report/index.ipynb)' in got and '```python\n1+1\n```' in got
 
+def test_a_picture_of_the_readme_has_its_text(project):
+    png = nbformat.v4.new_output('display_data', {'image/png':'iVBORw0KGgo='})
+    drawn = code(f'#| fig-alt: "Rising line"\n{plot}', outputs=[png])
+    write(project, {'index.ipynb':[text('# small\n\n> A project'), text('Before'), drawn, text('After')]})
+    assert '\n\n![Rising line](index_files/index_1_0.png)\n\nAfter\n' in build_readme(project)
+
+def test_readme_is_short():
+    "Three screens: of 1280 by 900, by lines of 100 characters, a table's row two, a figure sixteen"
+    lines = (repo/'README.md').read_text().splitlines()
+    high = sum(16 if l.startswith('![') else 2 if l.startswith('|') else max(1, -(-len(l)//100)) for l in lines)
+    assert high<=3*50, high
+    assert all(re.fullmatch(r'!\[.{20,}\]\(\S+\)', l) for l in lines if l.startswith('!['))
+
 def test_outside(tmp_path):
     with pytest.raises(FileNotFoundError, match='settings.ini'): build_site(root=tmp_path)
 

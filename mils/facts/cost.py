@@ -177,7 +177,7 @@ def draw_times():
     t = _each(measured())
     load,panels = t.multiply_adds/1e6,{'one picture alone':('ms','ms_low','ms_high'), 'a picture in a batch':('rate','rate_high',
         'rate_low')}
-    fig,axs = plt.subplots(1, 2, figsize=(11.5,6.2), layout='constrained')
+    fig,axs = plt.subplots(1, 2, figsize=(10.5,6.2), layout='constrained')
     times = [[1e3/t[k] if k.startswith('rate') else t[k] for k in columns] for columns in panels.values()]
     for ax,title,(ms,low,high) in zip(axs, panels, times):
         for n in t.index:

@@ -11,6 +11,7 @@ const { size, classes, mean, std } = about, area = size * size, names = ['R', 'G
 const session = await ort.InferenceSession.create(new URL('photos.onnx', here).href)
 const [given, seen] = root.querySelectorAll('canvas'), boxes = [...root.querySelectorAll('[type=checkbox]')], video = part('video')
 for (const c of [given, seen]) c.width = c.height = size
+const trained = `It was trained for ${about.epochs}${about.epochs < about.planned ? ` of ${about.planned} planned` : ''} epochs.`
 let pixels                                 // of the picture, size x size, RGBA
 
 function take(image, w, h) {               // the square in the middle, at the network's size, smoothed as a thumbnail is
@@ -45,11 +46,9 @@ async function look() {
   for (const k of on) for (let j = 0; j < area; j++) x[k * area + j] = (pixels[4 * j + k] / 255 - mean[k]) / std[k]
   draw(given, (k, j) => on.includes(k) ? pixels[4 * j + k] : 0)
   draw(seen, (k, j) => 255 * (mean[k] + std[k] * on.reduce((sum, c) => sum + P[k][c] * x[c * area + j], 0)))
-  const batch = new Float32Array(3 * x.length)                   // the file takes three pictures: the same thrice
-  for (const i of [0, 1, 2]) batch.set(x, i * x.length)
-  const mask = new ort.Tensor('bool', [0, 1, 2].flatMap(() => names.map((_, k) => on.includes(k))), [3, 3]), input = new ort.Tensor('float32', batch, [3, 3, size, size])
+  const mask = new ort.Tensor('bool', names.map((_, k) => on.includes(k)), [1, 3]), input = new ort.Tensor('float32', x, [1, 3, size, size])
   const start = performance.now(), { logits } = await session.run({ x: input, mask }), ms = performance.now() - start
-  const p = softmax([...logits.data.slice(0, classes.length)]), best = p.map((_, i) => i).sort((a, b) => p[b] - p[a]).slice(0, 5)
+  const p = softmax([...logits.data]), best = p.map((_, i) => i).sort((a, b) => p[b] - p[a]).slice(0, 5)
   part('ol').replaceChildren(...best.map(i => {
     const li = document.createElement('li'), bar = document.createElement('meter')
     bar.value = p[i]
@@ -60,7 +59,7 @@ async function look() {
   given.setAttribute('aria-label', `Your picture in ${set}`)
   seen.setAttribute('aria-label', `The same, with absent channels filled in`)
   const right = k => `${(100 * about[k][set]).toFixed(0)} %`
-  say(`${set}: ${classes[best[0]]}, in ${ms.toFixed(1)} ms. On ${about.n_test.toLocaleString('en')} test pictures the network is right in ${right('top1')} of cases, and the right class is among its five best in ${right('top5')}.`)
+  say(`${set}: ${classes[best[0]]}, in ${ms.toFixed(1)} ms. On ${about.n_test.toLocaleString('en')} test pictures the network is right in ${right('top1')} of cases, and the right class is among its five best in ${right('top5')}. ${trained}`)
   root.dataset.state = `${set} ${++shown}`
 }
 
@@ -99,5 +98,5 @@ part('button').onclick = async e => {
     await new Promise(done => setTimeout(done, 300))
   }
 }
-say('Choose a picture, drop one here, or use the camera.')
+say(`Choose a picture, drop one here, or use the camera. The network knows ${classes.length} classes. ${trained}`)
 root.dataset.state = 'ready'
