@@ -99,7 +99,8 @@ def test_a_broken_list_is_an_error_or_a_manifest(tmp_path_factory, data):
     except ValueError as e: assert re.search(r'\b(train|val|test|classes)\.txt( line \d|: | names no class)', str(e)), e
     else: assert len(m)==len(m.labels)==len(m.names) and m.labels.min()>=0 and m.labels.max()<len(m.classes)
 
-@pytest.mark.parametrize('change', [dict(), {'train.txt':b'\xef\xbb\xbf'}, {'val.txt':b'\n\n'}, {'classes.txt':b'0 cat\r\n1 dog\r\n'}], ids=str)
+@pytest.mark.parametrize('change', [dict(), {'train.txt':b'\xef\xbb\xbf'}, {'val.txt':b'\n\n'}, {'classes.txt':b'0 cat\r\n1 dog\r\n'}],
+    ids=str)
 def test_a_list_that_is_whole_is_read(tmp_path, change):
     "So that an error for everything isn't taken for care"
     files = course(12)|{'classes.txt':'0 cat\n1 dog'}

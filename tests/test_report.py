@@ -57,8 +57,10 @@ def test_letters_of_figures_are_as_large_as_a_caption(notebook):
     found = [o for c in nbformat.read(notebook, 4).cells if c.cell_type=='code' for o in small_letters(c.source)]
     assert not found
 
-@pytest.mark.parametrize('code,found', [("ax.legend(fontsize=7)", [7]), ("ax.title.set_size(9)", [9]), ("plt.rcParams['figure.dpi'] = 80", [80]),
-    ("rc={'font.size':8, 'figure.dpi':72}", [8,72]), ("sns.set_theme(rc={'figure.dpi':90})", []), ("ax.text(0, 0, 'a', fontsize=10.5)", [])])
+@pytest.mark.parametrize('code,found', [("ax.legend(fontsize=7)", [7]), ("ax.title.set_size(9)", [9]),
+    ("plt.rcParams['figure.dpi'] = 80", [80]),
+    ("rc={'font.size':8, 'figure.dpi':72}", [8,72]), ("sns.set_theme(rc={'figure.dpi':90})", []),
+    ("ax.text(0, 0, 'a', fontsize=10.5)", [])])
 def test_small_letters_are_found(code, found): assert small_letters(code)==found
 
 def of_html(table):

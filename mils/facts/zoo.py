@@ -62,7 +62,8 @@ def summary(o:Zoo)->Table:
 def remarks(o:Zoo)->Table:
     "Networks with a reason"
     said = o.rows[o.rows.reason!='']
-    return Table(pd.DataFrame({'network':said.model, 'converted':said.converts.replace({'':'not made', 'pass':'yes'}), 'reason':said.reason}))
+    converted = said.converts.replace({'':'not made', 'pass':'yes'})
+    return Table(pd.DataFrame({'network':said.model, 'converted':converted, 'reason':said.reason}))
 
 def every(o:Zoo)->Table:
     "All of them"
