@@ -48,7 +48,8 @@ class Zoo:
     def any_size(self)->int: return (self.done.exports=='any size').sum()
 
 # %% ../../nbs/09p_zoo.ipynb #f93f9ded
-libraries = dict(torchvision='torchvision', timm='timm', segmentation_models_pytorch='segmentation models', transformers='transformers')
+libraries = dict(torchvision='torchvision', timm='timm', segmentation_models_pytorch='segmentation models',
+                 transformers='transformers')
 
 def summary(o:Zoo)->Table:
     "Networks that stood the checks, by library"
