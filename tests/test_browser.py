@@ -74,7 +74,7 @@ def test_internal_links_lead_somewhere(site, chrome):
         for h in hrefs:
             if not h.startswith(at) or p=='site.html': continue          # which shows a part of a made-up page
             path,frag = urldefrag(h[len(at):].lstrip('/'))
-            path = unquote(path) or 'index.html'
+            path = unquote(path).removeprefix('mils/') or 'index.html'         # 404 names pages by their whole address
             if path.endswith('/'): path += 'index.html'
             if not (out/path).exists() or frag and path in ids and unquote(frag) not in ids[path]: dead.append((p,h[len(at):]))
     assert not dead

@@ -164,6 +164,11 @@ for f in sorted(Path('nbs').rglob('*.ipynb')): NBProcessor(f, procs=FilterDefaul
     done = subprocess.run([sys.executable,'-W','ignore','-c',run], cwd=repo, capture_output=True, text=True)
     assert done.returncode==0, done.stderr[-2000:]
 
+def test_no_page_takes_the_place_of_another():
+    "A page is called as its notebook, without the number"
+    names = [re.sub(r'^\d+[a-z]*_', '', p.stem) for p in (repo/'nbs').glob('*.ipynb')]
+    assert not (twice := {o for o in names if names.count(o)>1}), twice
+
 def test_readme(project):
     got = build_readme(project)
     assert got==(project/'README.md').read_text() and got.startswith('# small\n\n> A project')
