@@ -298,18 +298,18 @@ def test_other_arithmetic(ds, kind, tmp_path, precision):
 # --- what is seen while it trains
 
 def test_progress(ds, tmp_path, monkeypatch):
-    import mils.learner
+    import mils.epochs
     for notebook,quiet,table,bar in ((True,'',True,False), (False,'',False,True), (True,'1',False,False)):
         monkeypatch.setenv('TQDM_DISABLE', quiet)
-        monkeypatch.setattr(mils.learner, 'in_notebook', lambda: notebook)
+        monkeypatch.setattr(mils.epochs, 'in_notebook', lambda: notebook)
         learn = new_learner(ds, tmp_path)
         assert isinstance(learn.recorder, Recorder)
         assert hasattr(learn, 'progress')==table and hasattr(learn, 'bar')==bar
 
 def test_table_of_epochs(ds, tmp_path, monkeypatch, capsys):
-    import mils.learner
+    import mils.epochs
     monkeypatch.delenv('TQDM_DISABLE')
-    monkeypatch.setattr(mils.learner, 'in_notebook', lambda: True)
+    monkeypatch.setattr(mils.epochs, 'in_notebook', lambda: True)
     learn = new_learner(ds, tmp_path, cbs=ShowGraphCallback())
     learn.fit(1)
     assert 'train_loss' in capsys.readouterr().out and isinstance(learn.progress, ProgressCallback)

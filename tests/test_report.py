@@ -139,7 +139,7 @@ def test_an_edit_that_changes_a_page_is_told_in_a_few_lines(working):
     page.write_text(page.read_text().replace('"recorded_table()"', '"print(recorded_table().runs.sum(), \'runs\')"'))
     found = changes(texts(nbformat.read(page, 4)), texts(executed(page))).splitlines()
     n = sum(len(pd.read_csv(f)) for f in (working/'results').glob('*/runs.csv'))
-    assert len(found)==2 and found[0].startswith("- '") and 'networks  seeds' in found[0] and found[1]==f"+ '{n} runs'"
+    assert len(found)==2 and found[0].startswith("- '") and 'networks | seeds' in found[0] and found[1]==f"+ '{n} runs'"
     assert max(map(len, found))<200
 
 def showing(*data): return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('', outputs=[
