@@ -9,7 +9,7 @@ __all__ = ['recipes', 'Config']
 import math
 from dataclasses import dataclass,field
 from numbers import Integral
-from .core import channel_set,lookup,set_name,typed_value
+from .core import channel_set,lookup,read_network_name,set_name
 from .generators import generators
 from .models import check_options
 from .optim import opts,schedules
@@ -133,8 +133,7 @@ def settings(self:Config)->dict:
 def teacher(self:Config)->Config:
     "What teaches this one, or nothing; `ValueError` for a network that does not exist"
     if not self.settings['teacher']: return None
-    model,*words = self.settings['teacher'].split()
-    options = {k:typed_value(v) for k,v in (w.split('=') for w in words)}
+    model,options = read_network_name(self.settings['teacher'])
     overrides = {k:v for k,v in self.overrides.items() if k not in _without}
     return Config(model, options, self.channels, recipe=self.recipe, overrides=overrides, epochs=self.epochs, seed=self.seed,
         precision=self.precision)

@@ -79,6 +79,13 @@ def typed_value(
     try: return ast.literal_eval(text)
     except (ValueError,SyntaxError): return text
 
+def read_network_name(
+    name:str,  # as from `network_name`
+)->tuple: # the model, its options
+    "The network that a name in a table stands for"
+    model,*words = name.split()
+    return model,{k:typed_value(v) for k,v in (w.split('=') for w in words)}
+
 # %% ../nbs/00_core.ipynb #cbdaa738
 def digest(
     obj,  # anything that JSON can hold

@@ -8,6 +8,8 @@ __all__ = []
 # %% ../nbs/09_findings.ipynb #bdd5e9a5
 from dataclasses import dataclass
 from math import isnan
+import pandas as pd
+from .tables import results_dir
 from .stats import crossed
 
 # %% ../nbs/09_findings.ipynb #67eee50b
@@ -71,6 +73,8 @@ class Accuracy:
     def percent(self): return f'{100*self.mean:.1f} %'
     @property
     def percent_range(self): return f'{100*self.low:.1f} to {100*self.high:.1f} %'
+    @property
+    def cell(self): return f'{100*self.mean:.1f} ({100*self.low:.1f} to {100*self.high:.1f})'
 
 def accuracy_of(
     hits,  # `(seeds, images)`, as from `Recorded.hits`
@@ -112,3 +116,22 @@ class Table:
                 *self.frame.fillna('').astype(str).values]
         return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in rows)
     __repr__ = _repr_markdown_
+
+# %% ../nbs/09_findings.ipynb #035f13fe
+def with_quartiles(
+    t,  # a table that holds `column`, `column_low` and `column_high`
+    column:str,
+    digits:int,  # after the point
+): # a text for each row
+    "Median and quartiles"
+    def at(k): return t[k].map(f'{{:,.{digits}f}}'.format)
+    return at(column)+' ('+at(f'{column}_low')+' to '+at(f'{column}_high')+')'
+
+# %% ../nbs/09_findings.ipynb #7d7eefe4
+def reported(
+    table:str,  # of the study, as `reported.csv` names it
+    quantity:str,
+)->pd.Series: # by row, as texts
+    "What the study reports in one of its tables"
+    t = pd.read_csv(results_dir()/'reported'/'reported.csv')
+    return t[(t.table==table)&(t.quantity==quantity)].set_index('row').value

@@ -183,14 +183,25 @@ def adopt_weights(
     return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/06p_imagenet.ipynb #f6cbaf28
+def write_ranks(
+    preds:pd.DataFrame,  # `image`, `rank` and the columns `by`
+    by:list,  # columns of categories
+    out,  # folder; default: `imagenet` in the recorded results
+    name:str,
+    **more  # columns of the table of accuracies
+):
+    "Write `name.parquet` with the ranks, and `name.csv` with the accuracies"
+    out = Path(out or results_dir()/'imagenet')
+    out.mkdir(parents=True, exist_ok=True)
+    small = preds.astype({**dict.fromkeys([*by,'image'], 'category'), 'rank':'uint16'})
+    small.attrs = {}
+    top1 = (preds['rank']<1).groupby([preds[k] for k in by], sort=False).agg(n='size', top1='mean').reset_index()
+    write_atomic(out/f'{name}.csv', top1.assign(**more).to_csv(index=False, float_format='%.6g'))
+    write_atomic(out/f'{name}.parquet', lambda p: small.to_parquet(p, compression='zstd', index=False))
+
 def record_adoption(
     preds:pd.DataFrame,  # as from `adopt_weights`
     out=None,  # folder; default: `imagenet` in the recorded results
 ):
     "Write `adopted.parquet`, and `adopted.csv` with the accuracies"
-    out = Path(out or results_dir()/'imagenet')
-    out.mkdir(parents=True, exist_ok=True)
-    small = preds.astype({'way':'category', 'channels':'category', 'image':'category', 'rank':'uint16'})
-    top1 = (preds['rank']<1).groupby([preds.way,preds.channels], sort=False).agg(n='size', top1='mean').reset_index()
-    write_atomic(out/'adopted.csv', top1.to_csv(index=False, float_format='%.6g'))
-    write_atomic(out/'adopted.parquet', lambda p: small.to_parquet(p, compression='zstd', index=False))
+    write_ranks(preds, ['way','channels'], out, 'adopted')

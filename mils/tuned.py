@@ -15,8 +15,7 @@ from .core import channel_sets,progress,set_name,write_atomic
 from .imageset import ImageSet
 from .channels import convert
 from .sampling import sample_masks
-from .tables import results_dir
-from .imagenet import adoption,efficientnet_lite0,enlarged,imagenet_rows,pictures_of,rank_piece,ranks,stats_about
+from .imagenet import adoption,efficientnet_lite0,enlarged,imagenet_rows,pictures_of,rank_piece,ranks,stats_about,write_ranks
 
 # %% ../nbs/06pa_tuned.ipynb #7cdedcef
 tuning = dict(
@@ -117,9 +116,4 @@ def record_tuning(
     out=None,  # folder; default: `imagenet` in the recorded results
 ):
     "Write `tuned.parquet`, and `tuned.csv` with the accuracies and the learning rate"
-    out = Path(out or results_dir()/'imagenet')
-    small = preds.astype({'channels':'category', 'image':'category', 'rank':'uint16'})
-    small.attrs = {}
-    top1 = (preds['rank']<1).groupby(preds.channels, sort=False).agg(n='size', top1='mean').reset_index()
-    write_atomic(out/'tuned.csv', top1.assign(rate=preds.attrs['rate']).to_csv(index=False, float_format='%.6g'))
-    write_atomic(out/'tuned.parquet', lambda p: small.to_parquet(p, compression='zstd', index=False))
+    write_ranks(preds, ['channels'], out, 'tuned', rate=preds.attrs['rate'])

@@ -15,26 +15,23 @@ from ..protocols import protocols
 from ..tables import results_dir
 from ..ranks import holm
 from ..recorded import Recorded
-from ..findings import Comparison,Table,in_words
+from ..findings import Comparison,Table,in_words,reported
 from .changes import Effect,arm_of,changes,effects,interactions,label_of,models
 
 # %% ../../nbs/09u_ablations.ipynb #f715aa18
 _sgd = 'SGD, rate 0.1, decay 0.0005'
-_same = [
-    ('width2','width 4','width 2'), ('width8','width 4','width 8'), ('batch_64',
-        'batch 24','batch 64'),
-    ('no_dropout','','dropout 0.0'), ('dropout_0.5','',
-        'dropout 0.5'), ('sgd','',_sgd), ('random_init',
-        '','initialisation normal'),
-    ('random_init','initialisation fan_out',
-        'initialisation normal'), ('no_label_smoothing','',
-            'label smoothing 0.0'),
-    ('layers_3','','3 blocks'), ('layers_5','','5 blocks')]            # the study's name, our change: from, to
-
-def _reported(quantity):
-    "What the study reports of its ablations, by row"
-    t = pd.read_csv(results_dir()/'reported'/'reported.csv')
-    return t[(t.table=='wide_resnet_ablation')&(t.quantity==quantity)].set_index('row').value
+_same = [                                        # the study's name, our change: from, to
+    ('width2','width 4','width 2'),
+    ('width8','width 4','width 8'),
+    ('batch_64','batch 24','batch 64'),
+    ('no_dropout','','dropout 0.0'),
+    ('dropout_0.5','','dropout 0.5'),
+    ('sgd','',_sgd),
+    ('random_init','','initialisation normal'),
+    ('random_init','initialisation fan_out','initialisation normal'),
+    ('no_label_smoothing','','label smoothing 0.0'),
+    ('layers_3','','3 blocks'),
+    ('layers_5','','5 blocks')]
 
 def _networks(rec):
     "Label of a change -> recorded name, for the Wide ResNet"
@@ -43,7 +40,7 @@ def _networks(rec):
 
 def counterparts(rec)->pd.DataFrame:
     "Reported effect (points), and ours where both sides were trained; adjusted p among these"
-    was,names,rows = pd.to_numeric(_reported('delta'),
+    was,names,rows = pd.to_numeric(reported('wide_resnet_ablation', 'delta'),
         errors='coerce'),_networks(rec),{}
     for told,a,b in _same:
         if b not in names: continue
@@ -76,14 +73,14 @@ def grid_table(rec)->Table:
     def tried(k):
         values = {usual[k]:base,
             **{c[k]:n for n,c in made.items() if set(c)=={k}}}
-        top1 = {v:100*rec.hits(rec.find(network=n)).mean() for v,
-            n in sorted(values.items())}
-        return ', '.join(f'{v:g}{"*"*(values[v]==base)}: {a:.1f}' for v,
-            a in top1.items())
+        top1 = {v:100*rec.hits(rec.find(network=n)).mean()
+            for v,n in sorted(values.items())}
+        return ', '.join(f'{v:g}{"*"*(values[v]==base)}: {a:.1f}'
+            for v,a in top1.items())
     names = {'lr':('rate','lr'), 'batch_size':('batch','bs'),
         'dropout':('dropout','dropout'), 'width':('width','width')}
-    rows = {words:(named[k].replace('|', ', '),tried(short)) for k,
-        (words,short) in names.items()}
+    rows = {words:(named[k].replace('|', ', '),tried(short))
+        for k,(words,short) in names.items()}
     return Table(pd.DataFrame.from_dict(rows, 'index',
         columns=['named by the study',
             'accuracy here, %']).rename_axis('setting'))
@@ -91,17 +88,17 @@ def grid_table(rec)->Table:
 # %% ../../nbs/09u_ablations.ipynb #95af565e
 def size_table()->Table:
     "Parameters of the study's changed networks and of ours, in millions"
-    was,changed = _reported('params'),{'width2':dict(width=2),
+    was,changed = reported('wide_resnet_ablation', 'params'),{'width2':dict(width=2),
         'width8':dict(width=8), 'layers_3':dict(blocks=3),
         'layers_5':dict(blocks=5)}
     words = dict(width2='width 2', width8='width 8', layers_3='3 blocks',
         layers_5='5 blocks')
-    own = {k:sum(x.numel() for x in wide_resnet_blocks(100, **o).parameters())/1e6 for k,
-        o in changed.items()}
+    own = {k:sum(x.numel() for x in wide_resnet_blocks(100, **o).parameters())/1e6
+        for k,o in changed.items()}
     alike = {True:'yes', False:'no'}
     rows = {words[k]:(was[k], f'{n:.1f}',
-        alike[abs(n/float(was[k])-1)<.05]) for k,
-        n in own.items()}
+        alike[abs(n/float(was[k])-1)<.05])
+        for k,n in own.items()}
     return Table(pd.DataFrame.from_dict(rows, 'index',
         columns=['reported, M','ours, M',
             'within a twentieth']).rename_axis('network'))
@@ -187,8 +184,7 @@ def _under(rec):
 
 def _luck_of_reported():
     "Points that the difference of two accuracies moves by pictures alone, on the pictures that the audit infers"
-    t = pd.read_csv(results_dir()/'reported'/'reported.csv')
-    p = float(t[(t.table=='architectures')&(t['row']=='wide_resnet')&(t.quantity=='accuracy')].value.iloc[0])/100
+    p = float(reported('architectures', 'accuracy').wide_resnet)/100
     return 100*1.96*(2*p*(1-p)/450)**.5
 
 # %% ../../nbs/09u_ablations.ipynb #109963fa

@@ -11,42 +11,38 @@ from ..tables import results_dir
 from ..models import create_model
 from ..profile import multiply_adds
 from ..recorded import Recorded
+from ..findings import with_quartiles
 from .task_a import usual
 
 # %% ../../nbs/09ab_added.ipynb #4ad0510c
-def _table(name): return pd.read_csv(results_dir()/'task-a'/f'{name}.csv')
-
-def _spread(t, column, digits):
-    "Median and quartiles, as texts"
-    def at(k): return t[k].map(f'{{:.{digits}f}}'.format)
-    return at(column)+' ('+at(f'{column}_low')+' to '+at(f'{column}_high')+')'
+def task_a_table(name): return pd.read_csv(results_dir()/'task-a'/f'{name}.csv')
 
 def latency_table()->pd.DataFrame:
     "Milliseconds of a batch, and multiples of the plain convolution, with quartiles"
-    t = _table('latency')
+    t = task_a_table('latency')
     columns = {
         'what':t.what,
         'way':t.way,
         'batch':t.batch,
-        'ms':_spread(t, 'ms', 2),
-        'times plain':_spread(t, 'ratio', 3)}
+        'ms':with_quartiles(t, 'ms', 2),
+        'times plain':with_quartiles(t, 'ratio', 3)}
     return pd.DataFrame(columns).set_index('what')
 
 # %% ../../nbs/09ab_added.ipynb #76c50ba4
 def mixed_batches()->pd.DataFrame: # one row a layer or network: `ratio`, `ratio_low`, `ratio_high`
     "Time of a batch in which each picture has its own set, as a multiple of the plain convolution's"
-    t = _table('latency')
+    t = task_a_table('latency')
     return t[t.way=='mixed batch'].set_index('what')
 
 def folded_networks()->pd.Series: # by network
     "Time of a whole network whose layer was folded, as a multiple of the plain network's"
-    t = _table('latency')
+    t = task_a_table('latency')
     return t[t.way=='folded, RGB'].set_index('what').ratio[['small_cnn, 32 px','resnet34, 64 px']]
 
 # %% ../../nbs/09ab_added.ipynb #059bdc93
 def mixing_table()->pd.DataFrame:
     "Ways to fill in the pictures of a mixed batch, as multiples of the plain convolution's time"
-    return _table('mixing').set_index('way')
+    return task_a_table('mixing').set_index('way')
 
 # %% ../../nbs/09ab_added.ipynb #006ac487
 _specialist = dict(dynamic=False, channels='RGB')
@@ -89,7 +85,7 @@ def reported_cost_table()->pd.DataFrame:
         reported = _shares([was(s, quantity, 'task_a_modes') for s in sets], theirs, 1)
         measured = _shares([ours[s][k] for s in sets], own, 2)
         rows |= {f'{what} of {s}':both for s,*both in zip(sets, reported, measured)}
-    way = _table('latency').query("what=='small_cnn, 32 px'").set_index('way').ratio
+    way = task_a_table('latency').query("what=='small_cnn, 32 px'").set_index('way').ratio
     times = f"{way['folded, RGB']:.3f} folded, {way['one set, GB']:.3f} for one set, {way['mixed batch']:.3f} for a mixed batch"
     rows['time, dynamic / plain'] = [f"{was('dynamic','inference')/was('static_rgb','inference'):.3f}", times]
     by_size = {len(s):ours[s][1] for s in sets}

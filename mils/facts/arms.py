@@ -11,7 +11,7 @@ import pandas as pd
 from ..tables import results_dir
 from ..stats import crossed
 from ..recorded import Recorded
-from ..findings import Comparison,in_words
+from ..findings import Comparison,in_words,reported
 from .task_a import every_set,usual
 from .untrained import converted,converted_hits,groups
 
@@ -95,9 +95,7 @@ _designs = {'full':'per_count, attention', 'no_channel_attention':'per_count', '
 
 def _reported(part, quantity):
     "What the study reports in one of its tables on this task, by row"
-    t = pd.read_csv(results_dir()/'reported'/'reported.csv')
-    t = t[(t.table==f'task_a_{part}')&(t.quantity==quantity)]
-    return t.set_index('row').value.astype(float)
+    return reported(f'task_a_{part}', quantity).astype(float)
 
 def _top1(a, arm, sets=every_set):
     "Accuracy of an arm in percent"

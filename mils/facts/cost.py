@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import pandas as pd
 from ..tables import results_dir
+from ..findings import with_quartiles
 from ..plots import draw_mark_key,draw_names,network_mark,number_log
 
 # %% ../../nbs/09f_cost.ipynb #77a64635
@@ -143,24 +144,20 @@ def size_table()->pd.DataFrame:
     return pd.DataFrame({'depth':t.depth, 'with gates':t.depth_with_gates, 'non-linear':t.nonlinear_depth, 'blocks':t.blocks,
         'parameters, M':_millions(t.parameters_deployed), 'multiply-adds, M':_millions(t.multiply_adds)}).rename_axis('network')
 
-def _spread(t, column, digits):
-    "Median and quartiles, as texts"
-    def at(k): return t[k].map(f'{{:,.{digits}f}}'.format)
-    return at(column)+' ('+at(f'{column}_low')+' to '+at(f'{column}_high')+')'
-
 # %% ../../nbs/09f_cost.ipynb #c8f50ad0
 def time_table()->pd.DataFrame:
     "Time and memory of each network on the processor"
     t = measured()
-    return pd.DataFrame({'ms, alone':_spread(t, 'ms', 2), 'pictures/s':_spread(t, 'rate', 0), 'of a batch of':t.batch,
-        'ms, training step':_spread(t, 'train_ms', 0), 'MiB, prediction':t.memory_mib.round().astype(int),
+    return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2), 'pictures/s':with_quartiles(t, 'rate', 0), 'of a batch of':t.batch,
+        'ms, training step':with_quartiles(t, 'train_ms', 0), 'MiB, prediction':t.memory_mib.round().astype(int),
         'MiB, training':t.train_memory_mib.round().astype(int)}).rename_axis('network')
 
 def gpu_table()->pd.DataFrame:
     "Time and energy of each network on the GPU"
     t = measured('cuda')
-    return pd.DataFrame({'ms, alone':_spread(t, 'ms', 2), '1000 pictures/s':(t.rate/1e3).round().astype(int), 'of a batch of':t.batch,
-        'ms, training step':_spread(t, 'train_ms', 2), 'mJ, alone':t.energy_mj.round().astype(int),
+    return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2),
+        '1000 pictures/s':(t.rate/1e3).round().astype(int), 'of a batch of':t.batch,
+        'ms, training step':with_quartiles(t, 'train_ms', 2), 'mJ, alone':t.energy_mj.round().astype(int),
         'mJ, in a batch':t.batch_energy_mj.round(2)}).rename_axis('network')
 
 # %% ../../nbs/09f_cost.ipynb #31590648

@@ -68,8 +68,8 @@ def read()->Doubts:
     "The facts, from the recorded runs"
     rec,other,large = map(Recorded,
         ('task-b','task-b-ablation','task-b-full'))
-    begins = {k:_begins(rec, *pair, 'ratio_low') for k,
-        pair in _paired.items()}
+    begins = {k:_begins(rec, *pair, 'ratio_low')
+        for k,pair in _paired.items()}
     low,high = _begins(rec, *_paired['sextet'], 'low')
     count = rec.runs.machine.map(machine_name).value_counts()
     once = rec.hits(rec.find(network=short['plain'], seed=0)).mean()

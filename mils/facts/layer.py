@@ -8,15 +8,12 @@ __all__ = []
 # %% ../../nbs/09ab_layer_facts.ipynb #1ada1a09
 from dataclasses import dataclass
 import numpy as np,pandas as pd
-from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import Comparison
 from .task_a import usual
-from .added import mixed_batches
+from .added import mixed_batches,task_a_table
 
 # %% ../../nbs/09ab_layer_facts.ipynb #4cc3d74d
-def _table(name): return pd.read_csv(results_dir()/'task-a'/f'{name}.csv')
-
 def _one_network():
     "Runs of one network after the shortest training"
     rec = Recorded('task-a')
@@ -24,7 +21,7 @@ def _one_network():
 
 def _kernels():
     "Kernels of the first seed, one row a filter and channel: those of RGB, and those that R, G and B alone meet"
-    k = _table('kernels')
+    k = task_a_table('kernels')
     k = k[k.run==_one_network()[0]]
     def flat(t, second): return t.pivot_table(index=['filter',second], columns=['y','x'], values='value')
     return flat(k[k.channels=='RGB'], 'channel'),flat(
@@ -59,7 +56,7 @@ def draw_kernels(filters=12):
 # %% ../../nbs/09ab_layer_facts.ipynb #2e0c6de2
 def correlations_table()->pd.DataFrame:
     "Correlations of the channels: of the pixels, and as learned, with the range over seeds"
-    t = _table('correlations')
+    t = task_a_table('correlations')
     t = t[t.run.isin(_one_network())].groupby(['a','b'])
     c = t.agg(
         pixels=('data','first'),

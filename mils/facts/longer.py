@@ -14,7 +14,7 @@ from ..arms import describe
 from ..config import Config
 from ..protocols import protocols
 from ..recorded import Recorded
-from ..findings import Comparison,Table,in_words
+from ..findings import Comparison,Table,accuracy_of,in_words
 from .task_b import short
 from .networks import call
 
@@ -69,19 +69,15 @@ def _said(c): return f'{c.share} ({c.share_range}), {c.order}'
 def share_table(r)->Table:
     "The Quartet's accuracy as a share of the others', by length"
     shares = _shares(r)
-    t = pd.DataFrame({f'of {call(short[k])}':{e:_said(c) for e,
-        c in shares[k].items()} for k in ('fine','middle','half')})
+    t = pd.DataFrame({f'of {call(short[k])}':{e:_said(c)
+        for e,c in shares[k].items()} for k in ('fine','middle','half')})
     t['seeds'] = [' / '.join(str(shares[k][e].seeds) for k in ('fine','middle','half')) for e in t.index]
     return Table(t.rename_axis('epochs'))
-
-def _percent(hits):
-    c = crossed(hits)
-    return f"{100*c['mean']:.1f} ({100*c['low']:.1f} to {100*c['high']:.1f})"
 
 def accuracy_table(r)->Table:
     "Test accuracy by length, in percent"
     names = [short[k] for k in ('quartet',*_others)]
-    def cell(n, e): return _percent(r.rec.hits(r.at(n, e)))
+    def cell(n, e): return accuracy_of(r.rec.hits(r.at(n, e))).cell
     t = pd.DataFrame({call(n):{e:cell(n, e) for e in r.lengths} for n in names}).rename_axis('epochs')
     return Table(t.assign(**{'Quartet and fine grid trained on':[_trained_on(r, e) for e in r.lengths]}))
 
@@ -120,12 +116,12 @@ def _planned(r):
     "Networks of the longest training with something else than usual: recorded name -> what, in words"
     found = {}
     for a in protocols['task-b-length']['arms']:
-        changed = {k:v for k,
-            v in {**a.get('options', {}),
+        changed = {k:v
+            for k,v in {**a.get('options', {}),
                 **a.get('overrides', {})}.items() if k in _in_words}
         settings = {k:v for k,v in a.items() if k!='seeds'}
-        if changed: found[describe(Config(**settings))] = ', '.join(_in_words[k].format(_names.get(v, v)) for k,
-            v in changed.items())
+        if changed: found[describe(Config(**settings))] = ', '.join(_in_words[k].format(_names.get(v, v))
+            for k,v in changed.items())
     return {n:words for n,words in found.items() if r.at(n, r.lengths[-1])}
 
 def _by_validation(r, n):
@@ -151,7 +147,7 @@ def guard_table(r)->Table:
         if n in own: plain = short['quartet']
         if n in armed: plain = best
         return {'network':call(plain), 'with':words.get(n, 'nothing'), 'validation, %':f'{100*_by_validation(r, n):.1f}',
-            'test, %':_percent(r.rec.hits(runs)), 'share of ResNet34':of, 'seeds':len(runs)}
+            'test, %':accuracy_of(r.rec.hits(runs)).cell, 'share of ResNet34':of, 'seeds':len(runs)}
     return Table(pd.DataFrame(map(row, (short['quartet'],*own,best,*armed))))
 
 # %% ../../nbs/09p_longer.ipynb #ef1bc66c

@@ -6,9 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/09o_networks.ipynb #276d2349
-import json
 import pandas as pd,torch
 from torch import nn
+from ..core import read_network_name
 from ..models import create_model
 from ..networks.strict import Branches
 from ..tables import results_dir
@@ -43,16 +43,10 @@ def call(
     return _beside.get(network, network)
 
 # %% ../../nbs/09o_networks.ipynb #e7814d24
-def _value(text):
-    "A number where the text is one"
-    try: return json.loads(text)
-    except ValueError: return text
-
 def _made(network):
     "A network from its recorded name, such as `strict4 fine=2`"
-    model,*options = network.split()
-    read = {k:_value(v) for k,v in (o.split('=') for o in options)}
-    return create_model(model, 50, 'RGB', size=32, **read)
+    model,options = read_network_name(network)
+    return create_model(model, 50, 'RGB', size=32, **options)
 
 @torch.no_grad()
 def layers(

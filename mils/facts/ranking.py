@@ -13,20 +13,16 @@ from ..stats import crossed
 from ..recorded import Recorded
 from ..plots import draw_frontier
 from ..audit import ledger
-from ..findings import Comparison,Table
+from ..findings import Comparison,Table,accuracy_of,reported
 from .task_b import leaner,measured_costs,short
 from .networks import call
 from .targets import large_costs
 
 # %% ../../nbs/09s_ranking.ipynb #fbf66f5a
-def _percent(hits):
-    c = crossed(hits)
-    return f"{100*c['mean']:.1f} ({100*c['low']:.1f} to {100*c['high']:.1f})"
-
 def _accuracies(rec):
     "Mean and interval by network, best first"
-    found = {n:crossed(rec.hits(list(t.run))) for n,
-        t in rec.runs.groupby('network')}
+    found = {n:crossed(rec.hits(list(t.run)))
+        for n,t in rec.runs.groupby('network')}
     return pd.DataFrame(found).T.sort_values('mean', ascending=False)
 
 def ranking_table()->Table:
@@ -36,8 +32,8 @@ def ranking_table()->Table:
         runs = rec.find(network=n)
         return {
             'network':call(n),
-            'top-1, %':_percent(rec.hits(runs)),
-            'top-5, %':_percent(rec.hits(runs, top=5)),
+            'top-1, %':accuracy_of(rec.hits(runs)).cell,
+            'top-5, %':accuracy_of(rec.hits(runs, top=5)).cell,
             'layers':costs.depth[n],
             'multiply-adds, M':f'{costs.multiply_adds[n]/1e6:,.0f}',
             'seeds':len(runs)}
@@ -65,8 +61,8 @@ def draw_networks_by_work():
     rec,costs = Recorded('task-b'),measured_costs()
     t = (100*_accuracies(rec).astype(float)).rename(columns={'mean':'accuracy'})
     t = t.join(costs[['multiply_adds','depth']]).drop(index=short['bare'])
-    named = {n:call(n).removesuffix(' grid') for k,
-        n in short.items() if k not in ('bare','half')}
+    named = {n:call(n).removesuffix(' grid')
+        for k,n in short.items() if k not in ('bare','half')}
     return draw_frontier(t, names=named)
 
 # %% ../../nbs/09s_ranking.ipynb #d5558c14
@@ -83,7 +79,8 @@ def hundred_table()->Table:
         r = Comparison(**rec.compare(rec.find(network=best),
             list(t.run))) if n!=best else None
         said = f'{r.share} ({r.share_range})' if r else 'the yardstick'
-        return {'network':call(n), 'share of ResNet34':said, '90 %?':r.reaches_90 if r else '', 'top-1, %':_percent(rec.hits(list(t.run))),
+        return {'network':call(n), 'share of ResNet34':said, '90 %?':r.reaches_90 if r else '',
+            'top-1, %':accuracy_of(rec.hits(list(t.run))).cell,
             'multiply-adds, M':f'{macs[n]/1e6:,.0f}', 'seeds':len(t)}
     return Table(pd.DataFrame([row(*g) for g in _of_hundred(rec)]))
 
@@ -91,7 +88,8 @@ def hundred_details()->Table:
     "More about the same networks"
     rec,costs = Recorded('task-b-full'),measured_costs()
     def row(n, t):
-        return {'network':call(n), 'validation, %':f'{100*t.val_top1.mean():.1f}', 'top-5, %':_percent(rec.hits(list(t.run), top=5)),
+        return {'network':call(n), 'validation, %':f'{100*t.val_top1.mean():.1f}',
+            'top-5, %':accuracy_of(rec.hits(list(t.run), top=5)).cell,
             'layers':costs.depth[n], 'parameters, M':f'{t.parameters.iloc[0]/1e6:.2f}'}
     return Table(pd.DataFrame([row(*g) for g in _of_hundred(rec)]))
 
@@ -102,11 +100,9 @@ _ours_for = {
 
 def _beside():
     "Reported and measured accuracies, each also as a share of ResNet34's, in percent; a row a network of the study"
-    t = pd.read_csv(results_dir()/'reported'/'reported.csv')
-    def stated(table, quantity): return t[(t.table==table)&(t.quantity==quantity)].set_index('row').value
-    was = pd.concat([stated('architectures', 'accuracy'),
-        stated('baseline', 'accuracy')[['resnet34']]]).astype(float)
-    was['wide_resnet, half the width'] = was.wide_resnet+float(stated('wide_resnet_ablation',
+    was = pd.concat([reported('architectures', 'accuracy'),
+        reported('baseline', 'accuracy')[['resnet34']]]).astype(float)
+    was['wide_resnet, half the width'] = was.wide_resnet+float(reported('wide_resnet_ablation',
         'delta')['width2'])
     own = 100*_accuracies(Recorded('task-b'))['mean'].astype(float)
     measured = own[[_ours_for.get(k, k) for k in was.index]].set_axis(was.index)

@@ -13,9 +13,8 @@ from ..config import Config,recipes
 from ..arms import describe
 from ..protocols import protocols
 from ..tables import results_dir
-from ..stats import crossed
 from ..recorded import Recorded
-from ..findings import Comparison,Table
+from ..findings import Comparison,Table,accuracy_of,reported
 from .task_b import short
 from .networks import call
 from .longer import devices
@@ -53,15 +52,13 @@ def recipe_table()->Table:
         index=list(_kinds.values()),
         columns=columns).rename_axis('recipe of'))
 
-def _percent(c): return f"{100*c['mean']:.1f} ({100*c['low']:.1f} to {100*c['high']:.1f})"
-
 def accuracy_table(rec)->Table:
     "Test accuracy under each recipe, in percent"
     def row(n, by):
-        found = {_kinds[how]:_percent(crossed(rec.hits(by[how]))) if how in by else '' for how in _kinds}
+        found = {_kinds[how]:accuracy_of(rec.hits(by[how])).cell if how in by else '' for how in _kinds}
         return {'network':call(n), **found, 'seeds':len(by['same'])}
-    return Table(pd.DataFrame([row(n, by) for n,
-        by in by_recipe(rec).items()]))
+    return Table(pd.DataFrame([row(n, by)
+        for n,by in by_recipe(rec).items()]))
 
 # %% ../../nbs/09q_recipes.ipynb #53793363
 @dataclass(frozen=True)
@@ -146,10 +143,6 @@ class Recipes:
     usual:dict  # short name -> validation accuracy of the same under the recipe of all
 
 # %% ../../nbs/09q_recipes.ipynb #18ce189f
-def _reported_lead():
-    t = pd.read_csv(results_dir()/'reported'/'reported.csv')
-    return float(t[(t.table=='baseline')&(t.quantity=='gain_over_resnet34')].value.iloc[0])
-
 def read()->Recipes:
     "The facts, from the recorded runs"
     rec = Recorded('task-b','task-b-recipe')
@@ -160,7 +153,7 @@ def read()->Recipes:
     def on(*kinds): return devices(rec, [r for by in made.values() for how in kinds for r in by.get(how, [])])
     tried = {k:short[k] for k in ('quartet','plain','middle','half')}
     return Recipes(
-        reported_lead=f'{_reported_lead():.1f}',
+        reported_lead=f"{float(reported('baseline', 'gain_over_resnet34').iloc[0]):.1f}",
         lead=_leads(rec),
         fine_weaker=percent(fine['seed-baseline']),
         fine_usual=percent(fine['same']),
