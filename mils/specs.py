@@ -105,7 +105,6 @@ def parse_shares(
     share:str,  # `"DNA=0.8,NIR=0.5"`
 )->dict: # channel -> share of the drawn sets that have it
     "How often channels are drawn, where that is not left to chance"
-    from mils.config import typed_value
     shares = dict.fromkeys(parse_channels(always) or (), 1.)
     for part in filter(None, (share or '').split(',')):
         name,equals,value = part.rpartition('=')
