@@ -24,5 +24,9 @@ protocols['tin50'] = dict(data='tin100', size=64, classes='0-49', precision='flo
     arm('small_cnn', 'the same with a plain stem, on RGB alone'),
     arm('wide_resnet', "the study's network, at half its width", width=2)])
 
+# %% ../nbs/06a_protocols.ipynb #c98876d9
+protocols['photos-64'] = dict(data='tin100', size=64, precision='bfloat16', epochs=10, seeds=[0], arms=[
+    arm('small_cnn', 'an example that fits into a page', dynamic=True)])
+
 # %% ../nbs/06a_protocols.ipynb #06acc533
 protocols |= {**task_a, **task_b}

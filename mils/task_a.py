@@ -96,11 +96,19 @@ task_a['task-a-default-chroma'] = dict(data='chroma', size=32, precision='float3
 # %% ../nbs/06_task_a.ipynb #7b2d58e2
 _cells = ('bright field','DNA','dark field')
 _one_for_cells = partial(_one, channels=set_name(_cells))
-task_a['task-a-cells'] = dict(data='cells', size=40, classes='1,2,4,5', precision='float32', epochs=25, seeds=five, folds=True,
-    overrides=dict(lr=1e-2), arms=[
+_of_cells = dict(data='cells', size=40, classes='1,2,4,5', precision='float32', epochs=25, seeds=five, folds=True, overrides=dict(lr=1e-2))
+task_a['task-a-cells'] = dict(_of_cells, arms=[
     *_specialists('a specialist', _cells),
     *[_one_for_cells('one network', generator=g) for g in ('covariance','told','zero_fill','rescale','bank','hypernet')],
     _one_for_cells('with the steps of all seven together', epochs=7*25),
     _one_for_cells('three sets for each picture and step', views=3),
     _one_for_cells('twice the filters', width=2),
     *_specialists('a specialist with twice the filters', _cells, width=2)])
+
+# %% ../nbs/06_task_a.ipynb #d279b99d
+def _stored(range, bits):
+    why = f'the range is of {range}, and a pixel has {bits} bits'
+    return dict(_of_cells, range=range, bits=bits, arms=[_one_for_cells(why)])
+
+task_a |= {f'cells-{range}-{bits}':_stored(range, bits)
+           for range in ('percentiles','type') for bits in (8,16)}
