@@ -164,13 +164,8 @@ def fill_facts():
 def make_live_page(
     out:str='nbs/report/live',  # folder of the page's files
     epochs:int=15,  # of the training on chroma
-    photos:str=None,  # a finished run on photographs: its network is exported, and nothing trained
 ):
-    "Train the small network of the live page and export it, with a mask and folded; or export one for photographs"
-    if photos:
-        from mils.photos import write_photos
-        print(write_photos(photos, out))
-        return
+    "Train the small network of the live page and export it, with a mask and folded"
     from mils.live import write_live
     folder = write_live(out, epochs=epochs)
     print(f"{len(list(folder.glob('*.onnx')))} networks and their pictures, in {folder}")

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/11a_commands.ipynb #a23028f1
-import json,sys
+import json,os,sys
 from dataclasses import replace
 from fastcore.script import anno_parser
 from .core import channel_set,lookup
@@ -49,6 +49,9 @@ def run_command(
 )->int: # exit status
     "Run a command; what goes wrong is told in a line"
     try: return _call(name, words)
+    except BrokenPipeError:                                            # `mils predict ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141                                                     # 128 and SIGPIPE's 13, as shells tell it
     except (ValueError,OSError,RuntimeError,ImportError) as e:
         print(f'mils: {e}', file=sys.stderr)
         return 1

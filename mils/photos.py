@@ -26,11 +26,6 @@ def _accuracy(origin, k):
     "Channel set -> how often the right class was among the best `k` for test pictures"
     return {a['channels']:round(a[f'top{k}'], 4) for a in origin['accuracy'] if a['split']=='test'}
 
-def _trained_for(origin):
-    "Epochs that the network was trained, and that were planned"
-    planned = origin['config']['epochs']
-    return dict(epochs=origin.get('epochs_done', planned), planned=planned)
-
 def write_photos(
     where,  # folder of a finished run whose network has a stem for every channel set, or what `from_pretrained` takes
     out,  # folder of the live page
@@ -39,7 +34,7 @@ def write_photos(
     net,out = open_network(where),Path(out)
     about = dict(size=net.size, classes=net.classes, mean=net.stats.mean.tolist(), std=net.stats.std.tolist(), sees=fillings(net.net.stem),
         n_test=max(a['n'] for a in net.origin['accuracy'] if a['split']=='test'), parameters=sum(p.numel() for p in net.parameters()),
-        top1=_accuracy(net.origin, 1), top5=_accuracy(net.origin, 5), **_trained_for(net.origin))
+        top1=_accuracy(net.origin, 1), top5=_accuracy(net.origin, 5), epochs=net.origin['config']['epochs'])
     out.mkdir(parents=True, exist_ok=True)
     export(net.net, out/'photos.onnx',
            torch.randn(2, len(net.channels), net.size, net.size))

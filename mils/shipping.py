@@ -63,3 +63,28 @@ def export_run(
     print(f"{path}: channels {', '.join(held)}, values 0 to {levels}, {size}; "
           f"differs from the network by {done['difference']:.1g} of its largest output")
     if int8: _to_int8(path, net, held, data)
+
+# %% ../nbs/11ab_shipping.ipynb #54b47a10
+@command(name='ship')
+def ship_network(
+    protocol:str,  # of a single run, such as photos-64
+    data:str=None,  # where the data is; default: as the protocol says
+    runs:str='runs',  # the run lives in a folder of the protocol's name below
+    shipped:str='mils/shipped',  # networks that come with the package, a folder each
+    page:str='nbs/report/live',  # folder of the live page's files
+    licence:str='for research, as the photographs are',  # of the weights
+):
+    "Train a network that comes with the package, and write its folder and the live page's files"
+    from mils.arms import planned
+    from mils.photos import write_photos
+    from mils.protocols import protocols
+    from mils.sweeping import run_sweep
+    from mils.trained import load_run
+    n = len(planned(lookup(protocols, protocol, 'protocol')))
+    if n!=1: raise ValueError(f'{protocol} has {n} runs; expected a protocol of one')
+    if run_sweep(protocol, data=data, runs=runs): return 1
+    run, = (p.parent for p in (Path(runs)/protocol).glob('*/DONE'))
+    net = load_run(run)
+    net.origin['licence'] = licence
+    net.save_pretrained(Path(shipped)/protocol)
+    print(Path(shipped)/protocol, write_photos(Path(shipped)/protocol, page), sep='\n')

@@ -45,10 +45,14 @@ def _save_pretrained(self:Classifier, folder):
 def _load_as_pickle(cls:Classifier, model, file, *args):
     raise ValueError(f'{file} is a pickle, which runs code when it is loaded; it is never loaded')
 
+def _may_be_on_the_hub(name):
+    "Whether a name is `owner/name`, and no path of this machine"
+    owner,_,rest = name.partition('/')
+    return bool(owner and rest) and '/' not in rest and not owner.startswith('.') and not Path(owner).is_dir()
+
 def _why_not(e, name):
     "Why a network could not be had, in a line"
     known = ', '.join(shipped_networks()) or 'none'
-    if name.count('/')>1 or name.startswith(('.','/')) or name.endswith('/'): return f'no such folder: {name}'
     return (f'{name} is no folder here, does not come with this package (which has: {known}), '
             f'and could not be had from huggingface.co ({type(e).__name__}: {str(e).splitlines()[0]})')
 
@@ -62,6 +66,8 @@ def from_pretrained(cls:Classifier,
     name,folder = str(where),Path(where)
     if not folder.is_dir(): folder = shipped_networks().get(name, folder)
     if folder.is_dir(): _check_saved(folder)
+    elif not _may_be_on_the_hub(name):
+        raise FileNotFoundError(f'no such folder: {name}; with the package come: {", ".join(shipped_networks()) or "none"}')
     try:
         with contextlib.redirect_stdout(io.StringIO()):                       # what is inherited prints
             return super(Classifier, cls).from_pretrained(str(folder) if folder.is_dir() else name, **{'strict':True, **kwargs})

