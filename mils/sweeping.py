@@ -64,7 +64,7 @@ def run_sweep(
     jobs:int=1,  # runs at a time, each with its share of the processor's cores
     skip_recorded:bool=False,  # leave out runs that the tables in results/ hold already, trained elsewhere
     skip_bad:bool=False,  # go on without unreadable images
-    range:str=None,  # which values of the files are 0 and 1: type, percentiles, 0:4095, or by channel: DNA=0:4095,NIR=type; default: as the protocol says
+    range:str=None,  # values of the files that are 0 and 1: type, percentiles, 0:4095, DNA=0:4095,NIR=type; default: as the protocol says
     bits:int=None,  # of a pixel in the cache: 8 or 16; default: as the protocol says, or 8
 ):
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
@@ -76,7 +76,8 @@ def run_sweep(
     sets = [parse_channels(o) for o in channels.split(',')] if channels else []
     names = tuple(dict.fromkeys(c for s in sets for c in s)) or None
     at_least(1, jobs=jobs, size=size)
-    ds = _sweep_data(protocol, p, data, size, classes, skip_bad, p.get('derived'), channels=names, rules=range or p.get('range'), bits=bits or p.get('bits', 8))
+    how = dict(channels=names, rules=range or p.get('range'), bits=bits or p.get('bits', 8))
+    ds = _sweep_data(protocol, p, data, size, classes, skip_bad, p.get('derived'), **how)
     seeds = parse_numbers(seeds) if seeds else None
     cfgs = _plan(p, ds.channels, networks, sets, set, precision, epochs=epochs, seeds=seeds, recipe=recipe)
     if skip_recorded: cfgs = _without_recorded(cfgs, ds, folds, results_dir()/protocol/'runs.csv')
