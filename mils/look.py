@@ -111,7 +111,7 @@ def channel_lines(
     corr = correlations(st)
     pairs = sorted(zip(*np.triu_indices(len(r), 1)),
                    key=lambda p: -abs(corr[p]))
-    told = ', '.join(f'{r.names[i]} and {r.names[j]} {corr[i,j]:.2f}'
+    told = ', '.join(f'{r.names[i]} and {r.names[j]} {corr[i,j].round(2)+0:.2f}'
                      for i,j in pairs[:most])
     if pairs: yield f'correlations: {told}'+(f', and {len(pairs)-most:,} weaker ones' if len(pairs)>most else '')
 
@@ -123,14 +123,16 @@ def correlation_png(
     "The correlations of the channels as a picture"
     from matplotlib.figure import Figure
     n = len(names)
-    f = Figure(figsize=(2+.45*n,1.2+.45*n), dpi=95)
+    cell = .6 if n<=6 else .45
+    f = Figure(figsize=(2+cell*n,1.2+cell*n), dpi=95)
     ax,corr = f.subplots(),correlations(stats)
     im = ax.imshow(corr, cmap='RdBu', vmin=-1, vmax=1)
     ax.set_xticks(range(n), names, rotation=90)
     ax.set_yticks(range(n), names)
     if n<=6:
         for i,j in np.ndindex(n, n):
-            ax.text(j, i, f'{corr[i,j]:.2f}', ha='center', va='center')
+            color = 'white' if abs(corr[i,j])>.6 else 'black'
+            ax.text(j, i, f'{corr[i,j].round(2)+0:.2f}', ha='center', va='center', color=color)
     f.colorbar(im)
     f.tight_layout()
     out = io.BytesIO()
