@@ -50,7 +50,7 @@ def draw_mark_key(ax):
     "What colours and marks stand for"
     from matplotlib.lines import Line2D
     samples = [Line2D([], [], color=c, marker=m, ls='') for c,m in _marks.values()]
-    ax.legend(samples, _marks, loc='lower right')
+    ax.legend(samples, ('ours','ResNet34','others'), loc='lower right')
 
 # %% ../nbs/07e_plots.ipynb #b535295f
 def _around(p, r): return Bbox([p-r,p+r])
@@ -153,7 +153,7 @@ def draw_answers(
                     bbox=dict(fc='white', ec='none', pad=.5))
     ax.axvline(100, color='.3', lw=1)
     if goal: ax.axvline(100*goal, color='.3', lw=1, ls=':')
-    ax.set(yticks=range(len(comparisons)), yticklabels=comparisons, xlabel="% of the yardstick's accuracy")
+    ax.set(yticks=range(len(comparisons)), yticklabels=comparisons, xlabel="% of the accuracy of the specialists, or of ResNet34")
     ax.set_ylim(len(comparisons)-.5, -.7)
     ax.figure.tight_layout()
     return ax
