@@ -91,5 +91,5 @@ conversions = {      # name -> function of (network, channel set, statistics, no
     'gray':       _generated('gray'),
     'covariance': _generated('covariance'),
     'matched':    _with_kernel(lambda stem,channels,x: matched_kernel(stem, channels)),
-    'patch':      _with_kernel(lambda stem,channels,x: patch_kernel(stem.fold(stem.channels),
-        stem.rows(channels), x))}
+    'patch':      _with_kernel(lambda stem,channels,x:
+        patch_kernel(stem.fold(stem.channels), stem.rows(channels), x))}

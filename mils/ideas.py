@@ -146,8 +146,8 @@ ideas = {
     'strict2, products, half the filters': of(2, products, width=.5),
     'strict2, products and quarters': of(2, lambda net: quarters(products(net)), width=.5),
     'strict2, means of sixteen parts': of(2, partial(quarters, n=4)),
-    'strict2, without strides, products and sixteen parts, half the filters': of(2, lambda net: quarters(products(net), 4), fine=1,
-        width=.5),
+    'strict2, without strides, products and sixteen parts, half the filters':
+        of(2, lambda net: quarters(products(net), 4), fine=1, width=.5),
     'strict2, twice the filters': of(2, width=2.),
     'strict2, without strides': of(2, fine=1),
     'strict2, without strides, means of sixteen parts': of(2, partial(quarters, n=4), fine=1),
@@ -160,8 +160,8 @@ ideas = {
     'strict4, products, .7 times the filters': of(4, products, width=.707),
     'strict4, first two convolutions without strides, more positions for the last': of(4, late, fine=2),
     'strict4, first two convolutions without strides, half as many filters again': of(4, fine=2, width=1.5),
-    'strict4, first two convolutions without strides, Muon': (dict(model='strict4', options=dict(fine=2), overrides=dict(opt='muon')),
-        None),
+    'strict4, first two convolutions without strides, Muon':
+        (dict(model='strict4', options=dict(fine=2), overrides=dict(opt='muon')), None),
     'strict4, gates': of(4, gated),
     'strict4, more positions for the last convolution': of(4, late),
     'strict4, whitened patches': of(4, whitened),

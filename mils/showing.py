@@ -27,7 +27,9 @@ def draw_learning(
     for k in ('val_top1','val_top5'): right.plot(rows.epoch, 100*rows[k], '.-', label=k.replace('_',' '))
     left.set(xlabel='epoch', ylabel='loss')
     right.set(xlabel='epoch', ylabel='% of validation images')
-    for ax in (left,right): ax.legend()
+    for ax in (left,right):
+        ax.legend()
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
 # %% ../nbs/06r_showing.ipynb #b427dca8

@@ -130,9 +130,9 @@ task_b['task-b-recipe'] = dict(_task_b, seeds=range(3), arms=[
     *[net(_weaker, recipe='seed-baseline') for net in (_half,_imagenet,_cifar)]])
 
 # %% ../nbs/06_task_b.ipynb #86a1895f
+_of_study = (_study_width, _imagenet, partial(arm, 'convmixer'), partial(arm, 'ghostnet_style'), _strict4)
 task_b['task-b-224'] = dict(photos, size=224, classes='0-9', precision='float32', epochs=1, seeds=[0], arms=[
-    net("a network of the study, at its size", recipe='seed') for net in
-    (_study_width, _imagenet, partial(arm, 'convmixer'), partial(arm, 'ghostnet_style'), _strict4)])
+    net("a network of the study, at its size", recipe='seed') for net in _of_study])
 
 # %% ../nbs/06_task_b.ipynb #e9731ef0
 def _five_seeds(a):
