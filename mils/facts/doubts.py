@@ -12,7 +12,7 @@ from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import in_words
 from .task_b import short
-from .networks import call
+from .called import call
 from .longer import devices,machine_name
 
 # %% ../../nbs/09v_doubts.ipynb #21c037a8

@@ -16,7 +16,7 @@ from ..protocols import protocols
 from ..recorded import Recorded
 from ..findings import Comparison,Table,accuracy_of,in_words
 from .task_b import short
-from .networks import call
+from .called import call
 
 # %% ../../nbs/09p_longer.ipynb #6b10a726
 _others = 'fine','half','middle'           # those beside the Quartet, by their short names

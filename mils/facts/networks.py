@@ -14,33 +14,7 @@ from ..networks.strict import Branches
 from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import Comparison,Table
-
-# %% ../../nbs/09o_networks.ipynb #a9c2c69b
-names = {   # as it is recorded -> name, what sets it apart
-    'strict4 fine=2':('Quartet', 'no strides in its first two layers, pooling after them'),
-    'strict4 fine=1':('Swift Quartet', 'no strides in its first layer'),
-    'strict4':('Plain Quartet', 'strides from the first layer on'),
-    'strict4 width=1.5':('Broad Quartet', 'half as many filters again as the Plain Quartet'),
-    'strict3':('Trio', 'strides from the first layer on'),
-    'strict3 fine=2':('Fine Trio', 'no strides in its first two layers'),
-    'strict6':('Sextet', 'strides from the first layer on'),
-    'strict2':('Duo', 'strides in its first layer'),
-    'wide_resnet width=4':('Wide ResNet', "the study's own, four blocks"),
-    'resnet34 stem=cifar':('ResNet34, fine grid', 'looks at every pixel'),
-    'resnet34 stem=half':('ResNet34, middle grid', 'looks at every second pixel'),
-    'resnet34 stem=imagenet':('ResNet34, coarse grid', "torchvision's, looks at every fourth pixel")}
-
-# %% ../../nbs/09o_networks.ipynb #f3431c50
-_beside = {
-    'wide_resnet width=2':'Wide ResNet, half as wide',
-    'wide_resnet dropout=0.0 width=2':'Wide ResNet, half as wide, no dropout'}
-
-def call(
-    network:str,  # as it is recorded
-)->str:
-    "What a text calls a network"
-    if network in names: return names[network][0]
-    return _beside.get(network, network)
+from .called import names
 
 # %% ../../nbs/09o_networks.ipynb #e7814d24
 def _made(network):
@@ -71,7 +45,8 @@ def draw_network(network, ax):
         wide = .1+channels/1000
         ax.bar(x, side, wide, bottom=-side/2, align='edge', color='C0', ec='white', lw=.6)
         x += wide+.06
-    ax.set(title=names[network][0], xlim=(-.2,14), ylim=(-17,17))
+    ax.set_title(names[network][0], loc='left')
+    ax.set(xlim=(-.2,14), ylim=(-17,17))
     ax.axis('off')
 
 def draw_networks():

@@ -15,7 +15,7 @@ from ..plots import draw_frontier
 from ..audit import ledger
 from ..findings import Comparison,Table,accuracy_of,reported
 from .task_b import leaner,measured_costs,short
-from .networks import call
+from .called import call,call_briefly
 from .targets import large_costs
 
 # %% ../../nbs/09s_ranking.ipynb #fbf66f5a
@@ -61,7 +61,7 @@ def draw_networks_by_work():
     rec,costs = Recorded('task-b'),measured_costs()
     t = (100*_accuracies(rec).astype(float)).rename(columns={'mean':'accuracy'})
     t = t.join(costs[['multiply_adds','depth']]).drop(index=short['bare'])
-    named = {n:call(n).removesuffix(' grid')
+    named = {n:call_briefly(n)
         for k,n in short.items() if k not in ('bare','half')}
     return draw_frontier(t, names=named)
 

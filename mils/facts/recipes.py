@@ -16,7 +16,7 @@ from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import Comparison,Table,accuracy_of,reported
 from .task_b import short
-from .networks import call
+from .called import call
 from .longer import devices
 
 # %% ../../nbs/09q_recipes.ipynb #1fc045d4

@@ -14,7 +14,7 @@ from ..profile import multiply_adds
 from ..recorded import Recorded
 from ..findings import Comparison,Table,verdict
 from .task_b import measured_costs,short
-from .networks import call
+from .called import call
 from .longer import goal as goal_long,guards,races
 
 # %% ../../nbs/09r_targets.ipynb #67e3c259
