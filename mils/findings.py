@@ -29,6 +29,10 @@ def verdict(
     return 'not shown'
 
 # %% ../nbs/09_findings.ipynb #831c6512
+def _signed(share):
+    "Percentage points; nothing is ever -0.0"
+    return f'{round(100*share, 1)+0.:+.1f}'
+
 @dataclass(frozen=True)
 class Comparison:
     "One network against another, as from `compare` of the recorded runs; shares, unless something else is said"
@@ -45,13 +49,13 @@ class Comparison:
     @property
     def share_range(self): return f'{100*self.ratio_low:.1f} to {100*self.ratio_high:.1f} %'
     @property
-    def points(self): return f'{100*self.diff:+.1f}'
+    def points(self): return _signed(self.diff)
     @property
-    def points_range(self): return f'{100*self.low:+.1f} to {100*self.high:+.1f}'
+    def points_range(self): return f'{_signed(self.low)} to {_signed(self.high)}'
     @property
     def least_share(self): return f'{100*self.lower:.1f} %'
     @property
-    def least_points(self): return f'{100*self.least:+.1f}'
+    def least_points(self): return _signed(self.least)
     @property
     def order(self): return verdict(self.low, self.high)
     @property

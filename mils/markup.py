@@ -102,6 +102,8 @@ def _href(page, outs, href):
     return page.to(own)+('#'+anchor if anchor else '')
 
 # %% ../nbs/10b_markup.ipynb #bc41f58a
+_of_unit = re.compile(r'(?<=\d) (?=(?:%|px|ms|pp)(?!\w))')      # a number and its unit stay on one line
+
 def _resolve(page, bib, outs, tokens):
     "Links and references in parsed text; headings are added to `page.headings`"
     for i,t in enumerate(tokens):
@@ -113,6 +115,8 @@ def _resolve(page, bib, outs, tokens):
         for c in t.children:
             if c.type=='link_open':
                 c.attrs['href'] = _href(page, outs, c.attrs['href'])
+        for c in t.children:
+            if c.type=='text': c.content = _of_unit.sub('\u00a0', c.content)
         t.children = [_referring(page, bib, c) if c.type=='text' and '@' in c.content else c
                       for c in t.children]
 

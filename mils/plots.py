@@ -7,6 +7,7 @@ __all__ = ['draw_shares', 'network_mark', 'draw_mark_key', 'draw_names', 'number
 
 # %% ../nbs/07e_plots.ipynb #8b000003
 import numpy as np,pandas as pd
+from itertools import chain
 from matplotlib.transforms import Bbox
 
 # %% ../nbs/07e_plots.ipynb #45cece51
@@ -96,8 +97,10 @@ def draw_names(
     for i in np.argsort(-crowd, kind='stable'):                                 # where it is full, first
         text = ax.text(*back(points[i]), names[i], fontsize=10.5, ha='center', va='center')
         size,others = text.get_window_extent(),[*placed,*marks[:i],*marks[i+1:]]
-        possible = _places(points[i], size.width+4, size.height+2)
-        box = next((b for b in possible if _is_free(points[i], b, taken, others, inside)), size)
+        possible = list(_places(points[i], size.width+4, size.height+2))
+        free = (b for b in possible if _is_free(points[i], b, taken, others, inside))
+        crossing = (b for b in possible if _is_free(points[i], b, taken, [], inside))       # a line across a mark, before a name on a name
+        box = next(chain(free, crossing), size)
         line = _leader(points[i], box)
         text.set_position(back((box.min+box.max)/2))
         if len(line): ax.plot(*back(line[[0,-1]]).T, color='.6', lw=.7, zorder=1)

@@ -94,12 +94,12 @@ def draw_ranks(
     ax = ax or plt.subplots(figsize=(8, 1.2+.2*k))[1]
     _draw_names(ax, ranks)
     _draw_bars(ax, ranks, cd)
-    ax.plot([1,1+cd], [.9,.9], '|-', color='k')
+    ax.plot([1,1+cd], [1.1,1.1], '|-', color='k')
     ax.text(1+cd/2,
-            1., f'critical difference {cd:.2f}', ha='center', va='bottom')
+            1.25, f'critical difference {cd:.1f}', ha='center', va='bottom')
     ax.plot([1,k], [0,0], color='k', lw=1)
     for v in range(1, k+1):
         ax.plot([v,v], [0,.12], color='k', lw=1)
         if k<15 or v%2: ax.text(v, .2, v, ha='center', va='bottom')
-    ax.set(xlim=(-k*.25,k*1.25+1), ylim=(-((k+1)//2)-.6,1.7)); ax.axis('off')
+    ax.set(xlim=(-k*.25,k*1.25+1), ylim=(-((k+1)//2)-.6,2)); ax.axis('off')
     return ax

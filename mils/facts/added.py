@@ -15,7 +15,9 @@ from ..findings import with_quartiles
 from .task_a import usual
 
 # %% ../../nbs/09ab_added.ipynb #4ad0510c
-def task_a_table(name): return pd.read_csv(results_dir()/'task-a'/f'{name}.csv')
+def task_a_table(name):
+    t = pd.read_csv(results_dir()/'task-a'/f'{name}.csv')
+    return t.replace({'small_cnn':'small CNN', 'resnet34':'ResNet34'}, regex=True) if 'what' in t else t
 
 def latency_table()->pd.DataFrame:
     "Milliseconds of a batch, and multiples of the plain convolution, with quartiles"
@@ -37,7 +39,7 @@ def mixed_batches()->pd.DataFrame: # one row a layer or network: `ratio`, `ratio
 def folded_networks()->pd.Series: # by network
     "Time of a whole network whose layer was folded, as a multiple of the plain network's"
     t = task_a_table('latency')
-    return t[t.way=='folded, RGB'].set_index('what').ratio[['small_cnn, 32 px','resnet34, 64 px']]
+    return t[t.way=='folded, RGB'].set_index('what').ratio[['small CNN, 32 px','ResNet34, 64 px']]
 
 # %% ../../nbs/09ab_added.ipynb #059bdc93
 def mixing_table()->pd.DataFrame:
@@ -85,7 +87,7 @@ def reported_cost_table()->pd.DataFrame:
         reported = _shares([was(s, quantity, 'task_a_modes') for s in sets], theirs, 1)
         measured = _shares([ours[s][k] for s in sets], own, 2)
         rows |= {f'{what} of {s}':both for s,*both in zip(sets, reported, measured)}
-    way = task_a_table('latency').query("what=='small_cnn, 32 px'").set_index('way').ratio
+    way = task_a_table('latency').query("what=='small CNN, 32 px'").set_index('way').ratio
     times = f"{way['folded, RGB']:.3f} folded, {way['one set, GB']:.3f} for one set, {way['mixed batch']:.3f} for a mixed batch"
     rows['time, dynamic / plain'] = [f"{was('dynamic','inference')/was('static_rgb','inference'):.3f}", times]
     by_size = {len(s):ours[s][1] for s in sets}

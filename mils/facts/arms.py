@@ -47,6 +47,16 @@ def arms()->Arms:
         int(t.n_test.iloc[0]),
         lengths)
 
+# %% ../../nbs/09ad_arms_facts.ipynb #2852def8
+_spoken = {'views=3':'three sets a step', 'sampling=dropout':'a coin a channel', 'sampling=batch':'one set a batch', 'without RB G':'without RB and G'}
+
+def spoken(
+    arm:str,  # as `_arm_name` gives it
+)->str:
+    "An arm as a table tells it"
+    for typed,said in _spoken.items(): arm = arm.replace(typed, said)
+    return arm
+
 # %% ../../nbs/09ad_arms_facts.ipynb #e22a53f0
 baseline = 'rescale'
 
@@ -87,7 +97,8 @@ def arms_table(a)->pd.DataFrame:
     rows += [_line('seven specialists', a, lambda sets: a.rec.specialists(sets, epochs=short))]
     rows += [_line(name, a, of_converted(m)) for name,m in _never_sampled.items()]
     t = pd.DataFrame(rows).sort_values('mean', ascending=False).set_index('arm')
-    return t.assign(mean=t['mean'].round(1))
+    t.loc[baseline,'points over the baseline'] = 'the baseline'
+    return t.assign(mean=t['mean'].round(1)).rename(spoken)
 
 # %% ../../nbs/09ad_arms_facts.ipynb #562bbc7e
 _designs = {'full':'per_count, attention', 'no_channel_attention':'per_count', 'no_weight_generation':'zero_fill',

@@ -18,6 +18,7 @@ from ..study import study_formulas
 from ..significance import _against_all,two_proportions
 from ..audit import conflicts,ledger,section_pages
 from ..findings import Table,in_words
+from .called import called
 
 # %% ../../nbs/09i_audit_facts.ipynb #82467843
 def reported(led)->pd.DataFrame:
@@ -37,15 +38,21 @@ _notebooks = dict(study='08e_study', significance='08f_significance', recounts='
 def _names(t):
     return (t.table+': '+t['row']+', '+t.quantity).str.replace('_', ' ')
 def _values(t):
-    return (t.value.str.replace('|', ', ')+' '+t.unit.fillna('')).str.strip()
+    value = t.value.str.replace('|', ', ')+' '+t.unit.fillna('')
+    return value.str.strip().str.replace(r'^(\d{2,3})(\d{3})(?=$| )', r'\1,\2', regex=True)
+def _why(t):
+    "The reason, with what tables and networks are called"
+    why = t.reason.str.replace('|', ', ').map(called)
+    for name in t.table.unique(): why = why.str.replace(name, name.replace('_', ' '))
+    return why
 def _check(section):
     "A link to the check"
-    return f"[{section.replace('-', ' ')}](../{_notebooks[section_pages[section]]}.ipynb#{section})"
+    return f"[{section.replace('-', ' ').replace('re ', 're-')}](../{_notebooks[section_pages[section]]}.ipynb#{section})"
 
 def ledger_table(rows)->Table:
     "Every reported number, in the order of the documents"
     return Table(pd.DataFrame({'number':_names(rows), 'reported':_values(rows), 'from':rows.source, 'verdict':rows.verdict,
-        'why':rows.reason.str.replace('|', ', '), 'check':rows.section.map(_check)}))
+        'why':_why(rows), 'check':rows.section.map(_check)}))
 
 # %% ../../nbs/09i_audit_facts.ipynb #2e05ac5a
 def conflict_table(rows)->Table:
@@ -53,7 +60,7 @@ def conflict_table(rows)->Table:
     told = []
     for about,g in conflicts(rows).items():
         side = g[g.table==g.table.iloc[0]]
-        why = side.reason
+        why = _why(rows)[side.index]
         if len(side)>1:
             why = side['row'].str.replace('_', ' ')+', '+side.quantity+': '+why
         told.append({'conflict':about.replace('_', ' '), 'numbers':len(g), 'reported':in_words(_values(side)), 'why':'; '.join(why),
@@ -66,7 +73,7 @@ _adds_up = {'confirmed':'adds up', 'consistent':'fits', 'inconsistent':'does not
 def measured_table(rows)->Table:
     "Reported figures with ours"
     t = rows[rows.ours!='']
-    return Table(pd.DataFrame({'number':_names(t), 'reported':_values(t), 'ours':t.ours, 'our network and conditions':t.conditions,
+    return Table(pd.DataFrame({'number':_names(t), 'reported':_values(t), 'ours':t.ours, 'our network and conditions':t.conditions.map(called),
         'theirs by arithmetic':t.verdict.map(_adds_up)}))
 
 # %% ../../nbs/09i_audit_facts.ipynb #c018d4b1

@@ -15,6 +15,7 @@ from ..stats import crossed
 from ..recorded import Recorded
 from ..audit import ledger
 from ..findings import accuracy_of,Comparison
+from .called import call,called
 
 # %% ../../nbs/09k_beside.ipynb #b67831ad
 @dataclass(frozen=True)
@@ -63,22 +64,22 @@ def _sizes(rec, about):
     each = {n:100*top1[n].mean/millions[n] for n in top1}
     order = sorted(ours.values(), key=lambda n: -top1[n].mean)
     for row,n in ours.items():
-        yield f'architectures.{row}.params',f'{millions[n]:.2f} M',f'`{n}`, {about}','task-b'
+        yield f'architectures.{row}.params',f'{millions[n]:.2f} M',f'{call(n)}, {about}','task-b'
         yield f'rank(architectures.{row}.accuracy, architectures.*.accuracy)',f'{order.index(n)+1} of {len(order)}',about,'task-b'
     best = max(ours.values(), key=each.get)
     four = max((n for n in depth.index if depth[n]==4),
                key=lambda n: rec.runs[rec.runs.network==n].val_top1.mean())
     a = accuracy_of(rec.hits(rec.find(network=four)))
-    yield 'baseline.resnet34.params',f'{millions[deep]:.1f} M',f'`{deep}`, {about}','task-b'
+    yield 'baseline.resnet34.params',f'{millions[deep]:.1f} M',f'{call(deep)}, {about}','task-b'
     yield 'baseline.wide_resnet.param_reduction',f'{100*(1-millions[wide]/millions[deep]):.1f} %',about,'task-b'
     yield 'baseline.wide_resnet.layers',f'{depth[wide]} layers','as ResNet34 has 34: convolutions and linear layers in a row','cost'
     yield 'baseline.resnet34.layers',f'{depth[deep]} layers','convolutions and linear layers in a row','cost'
     yield 'baseline.wide_resnet.layer_reduction',f'{100*(1-depth[wide]/depth[deep]):.1f} %','both counted alike','cost'
     yield 'baseline.wide_resnet.accuracy_per_mparam',f'{each[wide]:.2f}',about,'task-b'
-    yield 'baseline.resnet34.accuracy_per_mparam',f'{each[deep]:.2f}',f'`{deep}`, {about}','task-b'
+    yield 'baseline.resnet34.accuracy_per_mparam',f'{each[deep]:.2f}',f'{call(deep)}, {about}','task-b'
     yield 'baseline.wide_resnet.param_efficiency_gain',f'{100*(each[wide]/each[deep]-1):+.1f} %',about,'task-b'
-    yield 'records.wide_resnet.best_param_efficiency',f'{each[best]:.0f}',f'`{best}`, the best of the ten','task-b'
-    yield 'records.wide_resnet.highest_4layer_accuracy',f'{a.percent} ({a.percent_range})',f'`{four}`, {about}','task-b'
+    yield 'records.wide_resnet.best_param_efficiency',f'{each[best]:.0f}',f'{call(best)}, the best of the ten','task-b'
+    yield 'records.wide_resnet.highest_4layer_accuracy',f'{a.percent} ({a.percent_range})',f'{call(four)}, {about}','task-b'
     yield 'records.all.architectures_tested',f'{len(top1)-1}, of {rec.runs.network.nunique()} networks',about,'task-b'
 
 # %% ../../nbs/09k_beside.ipynb #62b58157
@@ -159,7 +160,7 @@ def _task_a():
     seven = runs[~runs.dynamic].drop_duplicates('channels').parameters.sum()
     mixed,plain = (time.loc['small_cnn, 32 px',way] for way in ('mixed batch','plain'))
     study = runs[runs.network=='small_cnn last=2 dynamic generator=per_count attention=True lr=0.01'].test_top1
-    whole = f'`small_cnn`, a batch of {mixed.batch:.0f} in which each picture has its own set'
+    whole = f'small CNN, a batch of {mixed.batch:.0f} in which each picture has its own set'
     sets = str(runs[~runs.dynamic].channels.nunique())
     overhead = [100*(mixed[k]-1) for k in ('ratio','ratio_low','ratio_high')]
     yield 'task_a_modes.RGB.accuracy_pm',f'±{100*study.std():.2f} points',f'standard deviation over {len(study)} seeds','task-a'
@@ -200,7 +201,8 @@ _page_of = {'task_a_modes':'task-a', 'task_a_methods':'task-a', 'task_a_ablation
 def _shorter(conditions):
     "Conditions of the audit, with the network as code and without the number of test pictures"
     network,*more = re.sub(r', [\d,]+ pictures$', '', conditions).split(', ')
-    return ', '.join([f'`{network}`', *more])
+    named = called(network)
+    return ', '.join([f'`{network}`' if named==network else named, *more])
 
 def _measured(t):
     "What the audit measured again"

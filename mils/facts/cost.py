@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from ..tables import results_dir
 from ..findings import with_quartiles
+from .called import call,call_briefly
 from ..plots import draw_mark_key,draw_names,network_mark,number_log
 
 # %% ../../nbs/09f_cost.ipynb #77a64635
@@ -142,23 +143,23 @@ def size_table()->pd.DataFrame:
     "Depth and size of each network"
     t = measured()
     return pd.DataFrame({'depth':t.depth, 'with gates':t.depth_with_gates, 'non-linear':t.nonlinear_depth, 'blocks':t.blocks,
-        'parameters, M':_millions(t.parameters_deployed), 'multiply-adds, M':_millions(t.multiply_adds)}).rename_axis('network')
+        'parameters, M':_millions(t.parameters_deployed), 'multiply-adds, M':_millions(t.multiply_adds)}).rename(call).rename_axis('network')
 
 # %% ../../nbs/09f_cost.ipynb #c8f50ad0
 def time_table()->pd.DataFrame:
     "Time and memory of each network on the processor"
     t = measured()
-    return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2), 'pictures/s':with_quartiles(t, 'rate', 0), 'of a batch of':t.batch,
+    return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2), 'pictures/s':with_quartiles(t, 'rate', 0), 'of a batch of':t.batch.map('{:,}'.format),
         'ms, training step':with_quartiles(t, 'train_ms', 0), 'MiB, prediction':t.memory_mib.round().astype(int),
-        'MiB, training':t.train_memory_mib.round().astype(int)}).rename_axis('network')
+        'MiB, training':t.train_memory_mib.map('{:,.0f}'.format)}).rename(call).rename_axis('network')
 
 def gpu_table()->pd.DataFrame:
     "Time and energy of each network on the GPU"
     t = measured('cuda')
     return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2),
-        '1000 pictures/s':(t.rate/1e3).round().astype(int), 'of a batch of':t.batch,
+        '1000 pictures/s':(t.rate/1e3).round().astype(int), 'of a batch of':t.batch.map('{:,}'.format),
         'ms, training step':with_quartiles(t, 'train_ms', 2), 'mJ, alone':t.energy_mj.round().astype(int),
-        'mJ, in a batch':t.batch_energy_mj.round(2)}).rename_axis('network')
+        'mJ, in a batch':t.batch_energy_mj.round(2)}).rename(call).rename_axis('network')
 
 # %% ../../nbs/09f_cost.ipynb #31590648
 def reported_table()->pd.DataFrame:
@@ -166,7 +167,8 @@ def reported_table()->pd.DataFrame:
     m = multiples()
     measured = m.measured.map('{:.2f}'.format).mask(m.measured.isna(), 'not measured')
     m = m.assign(both=m.reported.map('{:.2f}'.format)+' / '+measured)
-    return m.pivot(index='network', columns='kind', values='both').reindex(index=m.network.unique(), columns=list(_kinds)).fillna('')
+    t = m.pivot(index='network', columns='kind', values='both')
+    return t.reindex(index=m.network.unique(), columns=list(_kinds)).fillna('').rename(call)
 
 # %% ../../nbs/09f_cost.ipynb #1d78a76a
 def draw_times():
@@ -174,7 +176,7 @@ def draw_times():
     t = _each(measured())
     load,panels = t.multiply_adds/1e6,{'one picture alone':('ms','ms_low','ms_high'), 'a picture in a batch':('rate','rate_high',
         'rate_low')}
-    fig,axs = plt.subplots(1, 2, figsize=(10.5,6.2), layout='constrained')
+    fig,axs = plt.subplots(1, 2, figsize=(10.5,7.4), layout='constrained')
     times = [[1e3/t[k] if k.startswith('rate') else t[k] for k in columns] for columns in panels.values()]
     for ax,title,(ms,low,high) in zip(axs, panels, times):
         for n in t.index:
@@ -184,4 +186,4 @@ def draw_times():
         ax.set(xscale='log', yscale='log', xlabel='million multiply-adds', ylabel='milliseconds', title=title)
         ax.margins(x=.15); number_log(ax.xaxis, ax.yaxis)
         draw_mark_key(ax)
-    for ax,(ms,*_) in zip(axs, times): draw_names(ax, load, ms, t.index.str.replace('resnet34 stem=','ResNet34, '))
+    for ax,(ms,*_) in zip(axs, times): draw_names(ax, load, ms, t.index.map(call_briefly))

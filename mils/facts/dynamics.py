@@ -14,6 +14,7 @@ from ..tables import results_dir
 from ..recorded import Recorded
 from ..plots import number_log
 from ..findings import Conditions,conditions_of
+from .called import call,call_briefly
 
 # %% ../../nbs/09g_dynamics_facts.ipynb #f8101392
 @dataclass
@@ -76,7 +77,7 @@ def first_layer(c)->pd.DataFrame: # rows: networks; columns: (when, measure)
 def ratio_table(c)->pd.DataFrame:
     "The study's Wide ResNet over ResNet34 with each stem"
     t = first_layer(c)
-    ratios = (t.loc[c.study]/t.loc[c.stems]).rename_axis('ResNet34')
+    ratios = (t.loc[c.study]/t.loc[c.stems]).rename(call).rename_axis('ResNet34')
     ratios.columns = [f'{measure}, {when}' for when,measure in ratios.columns]
     return ratios[sorted(ratios)].rename(columns=lambda k: k.replace('product', 'gradient times weight'))
 
@@ -148,8 +149,8 @@ def read()->Dynamics:
     deep = later['resnet34']
     units = c.runs.groupby('network')[['units','dead_units']].mean()
     return Dynamics(conditions_of(c.runs), len(curve), curve.shape[1],
-        int((lead>=1).sum()), f'{lead.iloc[0]:+.1f}', f'{lead.iloc[-1]:+.1f}', f'`{curve.iloc[0].idxmax()}`',
-            f'`{curve.iloc[-1].idxmax()}`',
+        int((lead>=1).sum()), f'{lead.iloc[0]:+.1f}', f'{lead.iloc[-1]:+.1f}', call(curve.iloc[0].idxmax()),
+            call(curve.iloc[-1].idxmax()),
         int((c.runs.groupby('network').seed.nunique()==1).sum()),
         {n.partition('stem=')[2]:_sooner(s, c.study, n) for n in c.stems},
         ratios.min(axis=None), ratios.max(axis=None),
@@ -160,7 +161,7 @@ def read()->Dynamics:
 # %% ../../nbs/09g_dynamics_facts.ipynb #e68dcf00
 def speed_table()->pd.DataFrame:
     "Epochs, work and seconds of each network to half and nine tenths of the best ResNet34's final accuracy"
-    t = speed(curves()).drop(columns='seeds').sort_values('work to 90 %').rename_axis('network')
+    t = speed(curves()).drop(columns='seeds').sort_values('work to 90 %').rename(call).rename_axis('network')
     forms = {k:'{:,.0f}' if k.startswith('seconds') else '{:.1f}' for k in t}
     return pd.DataFrame({k:t[k].map(form.format).mask(t[k].isna(), '')
                          for k,form in forms.items()})
@@ -170,13 +171,15 @@ def gradient_table()->pd.DataFrame:
     c = curves()
     t = first_layer(c)['later']
     over = t/t.loc[c.best]
-    t = t.assign(a=over.gradient, b=over['product']).sort_values('gradient', ascending=False).rename_axis('network')
+    t = t.assign(a=over.gradient, b=over['product']).sort_values('gradient', ascending=False)
+    t = t.rename(call).rename_axis('network')
     return t.set_axis(['gradient','gradient times weight','gradient, ratio','gradient times weight, ratio'], axis=1).round(2)
 
 def dead_table()->pd.DataFrame:
     "Networks with units that never vary on validation pictures, means over seeds"
     t = curves().runs.groupby('network').agg(units=('units','mean'), dead=('dead_units','mean'), seeds=('units','count'))
-    return t[t.dead>0].assign(**{'dead, %':100*t.dead/t.units}).round(2)
+    t = t[t.dead>0].assign(share=100*t.dead/t.units).rename(call)
+    return pd.DataFrame({'units':t.units.map('{:,.0f}'.format), 'dead':t.dead.map('{:.0f}'.format), 'seeds':t.seeds, 'dead, %':t.share.round(1)})
 
 # %% ../../nbs/09g_dynamics_facts.ipynb #bad672d3
 def _looks(c):
@@ -186,7 +189,7 @@ def _looks(c):
     few += [n for n in val.index if n not in few and not n.startswith('strict4')][:2]
     return {n:dict(color=f'C{i}',
                    ls='--' if n in c.stems else '-',
-                   marker='oDsx^'[i%5], ms=4, label=n)
+                   marker='oDsx^'[i%5], ms=4, label=call_briefly(n))
             for i,n in enumerate(few)}
 
 def draw_curves():
@@ -235,6 +238,6 @@ def draw_layers():
                         max(t.max().max() for t in tables.values()))
         for ax,(n,t) in zip(row, tables.items()):
             im = _draw_layers(ax, t, scale)
-            ax.set_title(n)
+            ax.set_title(call_briefly(n))
         row[0].set_ylabel('weight layer')
         fig.colorbar(im, ax=row, label=what)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/09d_ideas_facts.ipynb #4d57287b
 from dataclasses import dataclass
+from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np,pandas as pd
 from scipy.stats import norm
@@ -14,6 +15,7 @@ from ..tables import results_dir
 from ..recorded import Recorded
 from ..ideas import ideas
 from ..findings import in_words,verdict
+from .called import call
 
 # %% ../../nbs/09d_ideas_facts.ipynb #1eef306f
 def _without(r, tried, rec):
@@ -64,6 +66,12 @@ def trials()->Trials:
     return Trials(log.assign(verdict=[verdict(g-band, g+band) for g in log.gain]),
                   seeds, pictures, band, arms)
 
+# %% ../../nbs/09d_ideas_facts.ipynb #dcfac87e
+def named(idea)->str:
+    "An idea as a text tells it: the network by its name, and no number that begins with a point"
+    network,_,what = idea.partition(', ')
+    return f'{call(network)}, {what}'.replace(', .', ', 0.').replace(' .', ' 0.')
+
 # %% ../../nbs/09d_ideas_facts.ipynb #e5103221
 _short = {
     'fine2_4':'strict4, first two convolutions without strides',
@@ -107,25 +115,28 @@ def read()->Ideas:
     waiting = [k for k in ideas if k not in rows.index and 'as it was' not in k]
     return Ideas(len(few), len(t.log)-len(few), int((few.verdict=='ahead').sum()), int((few.verdict=='behind').sum()),
         float(t.seeds), float(t.pictures), float(t.band), gain, len(added), f'{added.min():+.1f}', f'{added.max():+.1f}',
-        in_words(f'`{n}`' for n in t.arms), len(ideas), len(waiting), '; '.join(waiting))
+        in_words(f'{call(n)} (`{n}`)' for n in t.arms), len(ideas), len(waiting), '; '.join(map(named, waiting)))
 
 # %% ../../nbs/09d_ideas_facts.ipynb #b41fc54e
 def ideas_table(t)->pd.DataFrame:
     "Every idea that was tried, by network and gain"
-    log = t.log.sort_values(['model','gain'], ascending=[False,False]).set_index('idea')
-    return pd.DataFrame({'gain':log.gain.map('{:+.1f}'.format), 'verdict':log.verdict,
+    log = t.log.sort_values(['model','gain'], ascending=[False,False])
+    log = log.set_index(log.idea.map(named))
+    return pd.DataFrame({'gain':log.gain.round(1).add(0).map('{:+.1f}'.format), 'verdict':log.verdict,
         'second over first':log.added.map('{:+.1f}'.format).mask(log.added.isna(), ''), 'top-1, %':(100*log.val_top1).round(1),
         'multiply-adds, M':(log.multiply_adds/1e6).round(1)})
 
 def draw_ideas(t):
     "The gain of each idea, and a band for luck"
     s = t.log.sort_values(['model','gain'], ascending=[False,True]).reset_index(drop=True)
-    fig,ax = plt.subplots(figsize=(9,.28*len(s)+.7))
+    words = s.idea.map(named).str.partition(', ')
+    fig,ax = plt.subplots(figsize=(9,.38*len(s)+.9))
     ax.axvspan(-t.band, t.band, color='.93')
     ax.axvline(0, color='.3', lw=1)
-    for k,(model,rows) in enumerate(s.groupby('model', sort=False)):
-        ax.plot(rows.gain, rows.index, 'osD^vP'[k], color=f'C{k}', label=model)
-    ax.set(yticks=s.index, yticklabels=s.idea.str.partition(', ')[2], xlabel='gain, points')
+    for k,(network,rows) in enumerate(s.groupby(words[0], sort=False)):
+        ax.plot(rows.gain, rows.index, 'osD^vP'[k], color=f'C{k}', label=network)
+    ax.set(yticks=s.index, yticklabels=words[2].map(lambda w: fill(w, 40)), xlabel='gain, points')
+    ax.margins(y=.02)
     ax.grid(axis='y', lw=.4)
-    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+    ax.legend(loc='upper left')
     fig.tight_layout()

@@ -32,7 +32,9 @@ def _about(claim):
 def _what(row, claim):
     "The line's words, and which of its numbers it is"
     about = _about(claim)
-    return f'{row}: {about}' if about else row
+    subject,told,_ = row.partition(' achieves')                # of a whole sentence, its subject
+    if told: about = about or claim.split('.')[-1].replace('_', ' ')
+    return f'{subject}: {about}' if about else row
 
 # %% ../../nbs/09l_key_numbers.ipynb #6c19a15d
 def _sections(lines):
@@ -44,6 +46,9 @@ def _sections(lines):
     return by_line
 
 # %% ../../nbs/09l_key_numbers.ipynb #aa9304bc
+def _link(page):
+    return f"[{page.replace('task-', 'Task ').title() if page.startswith('task-') else page}]({page}.ipynb)"
+
 def _rows():
     "Every number of the summary with its section, verdict and our figure"
     folder,beside = results_dir()/'reported',read_beside()
@@ -55,7 +60,7 @@ def _rows():
         'reported':(t.value+' '+t.unit.fillna('')).str.strip().str.replace('%+ %', '%+', regex=False),
         'ours':[o.figure if o else '' for o in ours], 'conditions of ours':[o.about.strip(', ') if o else '' for o in ours],
         'verdict on theirs':t.verdict,
-        'measured in':[f'[{o.page}]({o.page}.ipynb)' if o else '' for o in ours]})
+        'measured in':[_link(o.page) if o else '' for o in ours]})
 
 # %% ../../nbs/09l_key_numbers.ipynb #233fa19c
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def read()->Layer:
         stems.min(),
         stems.max(),
         stems.idxmax().removeprefix('stem of '),
-        mixed['small_cnn, 32 px'],
+        mixed['small CNN, 32 px'],
         slow,
         _colours(),
         2**len(full)-1, int(rec.runs.epochs.iloc[0]),

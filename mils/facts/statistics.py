@@ -14,7 +14,7 @@ from ..pairs import paired
 from ..compare import detectable,mcnemar,permutation,wins
 from ..ranks import friedman,holm,rank_pairs
 from ..findings import Comparison
-from .arms import arms,baseline
+from .arms import arms,baseline,spoken
 
 # %% ../../nbs/09h_statistics.ipynb #60a022f2
 def _variance(hits):
@@ -113,14 +113,14 @@ def against_table(a)->pd.DataFrame:
     t = _against(a)
     points = t.comparison.map(lambda c: f'{c.points} ({c.points_range})')
     return pd.DataFrame({'seeds':t.comparison.map(lambda c: c.seeds), 'points (95 % interval)':points,
-        'p, adjusted':t.adjusted.map(_chance), 'wins':t.wins.map('{:.2f}'.format), 'verdict':t.order}).rename_axis('arm')
+        'p, adjusted':t.adjusted.map(_chance), 'wins':t.wins.map('{:.2f}'.format), 'verdict':t.order}).rename(spoken).rename_axis('arm')
 
 # %% ../../nbs/09h_statistics.ipynb #0c1b1a20
 def rank_scores(a)->pd.DataFrame: # one row a seed, one column an arm
     "Accuracy of all arms, over the seeds that all of them have"
     runs = dict(zip(a.runs, a.rec.pairs(*a.runs.values())))
     return pd.DataFrame({
-        arm:a.rec.hits(r).mean(1)
+        spoken(arm):a.rec.hits(r).mean(1)
         for arm,r in runs.items()})
 
 # %% ../../nbs/09h_statistics.ipynb #571306b0
@@ -129,7 +129,7 @@ def goal_table(
 )->pd.DataFrame:
     "Which share of seven specialists' accuracy does one network keep?"
     goals = (.9,.94,.98)
-    rows = {e:(f'{c.ratio:.3f}', f'{c.lower:.3f}', *map(c.reaches, goals))
+    rows = {e:(f'{100*c.ratio:.1f} %', f'{100*c.lower:.1f} %', *map(c.reaches, goals))
             for e,c in task_a.equal.items()}
     t = pd.DataFrame.from_dict(rows, 'index',
                                columns=['share','lower bound',

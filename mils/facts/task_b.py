@@ -12,6 +12,7 @@ from ..config import recipes
 from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import Comparison,Conditions,conditions_of,in_words
+from .called import call
 
 # %% ../../nbs/09c_task_b_facts.ipynb #edf7f04a
 short = dict(
@@ -96,4 +97,4 @@ def read()->TaskB:
         against=_against(rec),
         leaner=len(less), frugal=len(frugal),
         recipe=recipes[rec.runs.recipe.iloc[0]],
-        few=in_words(f'`{n}`' for n in seeds.index[seeds<3]))
+        few=in_words(f'the {call(n)}' for n in seeds.index[seeds<3]))

@@ -64,12 +64,13 @@ def remarks(o:Zoo)->Table:
     "Networks with a reason"
     said = o.rows[o.rows.reason!='']
     converted = said.converts.replace({'':'not made', 'pass':'yes'})
-    return Table(pd.DataFrame({'network':said.model, 'converted':converted, 'reason':said.reason}))
+    return Table(pd.DataFrame({'network':said.model, 'converted':converted,
+        'reason':said.reason.str.replace('^not made: ', '', regex=True).str.replace(r'^(exports: one size).*', r'\1', regex=True)}))
 
 def every(o:Zoo)->Table:
     "All of them"
     r = o.rows
-    return Table(pd.DataFrame({'network':r.model, 'library':r.library.map(libraries), 'px':r['size'], 'converted':r.converts,
+    return Table(pd.DataFrame({'network':r.model, 'library':r.library.map(libraries), 'px':r['size'].astype(str).mask(r.parameters==0, ''), 'converted':r.converts,
         'folded':r.folds, 'exported':r.exports}))
 
 def read()->Zoo: return Zoo(pd.read_csv(results_dir()/'zoo.csv', keep_default_na=False))
