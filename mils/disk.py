@@ -9,7 +9,7 @@ __all__ = []
 import errno,os,shutil,sys
 from contextlib import contextmanager
 from pathlib import Path
-from filelock import FileLock,Timeout
+from filelock import SoftFileLease,Timeout
 
 # %% ../nbs/01g_disk.ipynb #cc93f842
 def cache_home(
@@ -44,13 +44,15 @@ def writing(
         raise _explained(e, path, need) from e
 
 # %% ../nbs/01g_disk.ipynb #c6a292a2
+lease = 60                      # seconds after which the lock of another machine is stale
+
 @contextmanager
 def locked(
     path,  # what to lock; the lock lies beside it, or in it where the path ends with a slash
     wait:bool=True,  # for another process
 ):
     "Only one process at a time; `filelock.Timeout` where another one is there and `wait` is false"
-    lock = FileLock(f'{path}.lock')
+    lock = SoftFileLease(f'{path}.lease', lease_duration=lease)
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try: lock.acquire(timeout=0)
     except Timeout:

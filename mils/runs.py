@@ -103,8 +103,11 @@ def train_run(
     folder = Path(root)/run_name(cfg, ds)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(f'{folder}/', wait):
-        for left in folder.glob('.*.tmp'): left.unlink()                       # of a process that was killed while it wrote
         check_folder(cfg, ds, folder)
-        if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
-        (folder/'state.safetensors').unlink(missing_ok=True)
+        try:
+            if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
+        except FileNotFoundError:
+            if not (folder/'DONE').exists(): raise                             # else another machine, which took this one for dead, was first
+        for left in (*folder.glob('.*.tmp'), folder/'state.safetensors'):      # a process that is killed while it writes leaves some
+            left.unlink(missing_ok=True)
     return folder

@@ -1,11 +1,13 @@
 "Runs survive `kill -9`, damaged files, full disks and each other"
-import random,resource,signal
+import random,resource,shutil,signal,subprocess,sys,time
 from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd,pytest,torch
 from tensors import assert_same
+from filelock import Timeout
 from mils.chroma import chroma
 from mils.config import Config
+from mils.disk import locked
 from mils.arms import grid
 from mils.identity import run_name
 from mils.learner import get_learner
@@ -35,6 +37,63 @@ def start():
         assert ready.wait(120)
         return p
     return start
+
+HOLD = """
+import socket,sys,time
+{patch}
+import mils.disk
+mils.disk.lease = 2
+from pathlib import Path
+with mils.disk.locked(sys.argv[1]):
+    inside = Path(sys.argv[1]+'.inside')
+    assert not inside.exists()
+    inside.touch()
+    print('in', flush=True)
+    time.sleep(float(sys.argv[2]))
+    inside.unlink()
+"""
+def hold(path, seconds, patch=''):
+    "A process that locks `path` for some seconds"
+    return subprocess.Popen([sys.executable,'-c',HOLD.format(patch=patch),str(path),str(seconds)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def test_a_lock_excludes_where_the_systems_does_nothing(tmp_path):
+    several = [hold(tmp_path/'thing', .4, 'import fcntl; fcntl.flock = fcntl.lockf = lambda *a: None') for _ in range(3)]
+    for p in several: assert p.wait(60)==0, p.stderr.read()
+    assert not list(tmp_path.iterdir())
+
+def test_a_lock_of_a_dead_process_is_free_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr('mils.disk.lease', 2)
+    p = hold(tmp_path/'thing', 600)
+    assert p.stdout.readline()=='in\n'
+    with pytest.raises(Timeout), locked(tmp_path/'thing', wait=False): pass
+    p.kill()
+    p.wait()
+    with locked(tmp_path/'thing', wait=False): pass
+
+def test_a_lock_of_another_machine_is_taken_over_when_it_is_stale_and_not_before(tmp_path, monkeypatch):
+    monkeypatch.setattr('mils.disk.lease', 2)
+    p = hold(tmp_path/'thing', 600, 'socket.gethostname = lambda: "elsewhere"')
+    assert p.stdout.readline()=='in\n'
+    assert 'elsewhere' in (tmp_path/'thing.lease').read_text()
+    end = time.time()+5
+    while time.time()<end:                                              # more than two leases; it is alive
+        with pytest.raises(Timeout), locked(tmp_path/'thing', wait=False): pass
+        time.sleep(.2)
+    p.kill()
+    p.wait()
+    killed = time.time()
+    with locked(tmp_path/'thing'): assert .5<time.time()-killed<30
+
+def test_a_run_that_another_machine_finished_first_is_no_error(tmp_path, monkeypatch):
+    ds,cfg = chroma(n_train=100, n_val=20, n_test=20),Config(epochs=1, overrides=dict(bs=50))
+    other = train_run(cfg, ds, tmp_path/'other')
+    def late(cfg, ds, folder, *args):
+        for f in other.iterdir(): shutil.copy(f, folder/f.name)
+        raise FileNotFoundError('a temporary file, which the other one took away')
+    monkeypatch.setattr('mils.runs._train', late)
+    run = train_run(cfg, ds, tmp_path/'ours')
+    assert (run/'DONE').read_bytes()==(other/'DONE').read_bytes()
 
 one_worker = pytest.mark.xdist_group('sweeps')
 
