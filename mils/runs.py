@@ -107,7 +107,7 @@ def train_run(
         try:
             if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
         except FileNotFoundError:
-            if not (folder/'DONE').exists(): raise                             # else another machine, which took this one for dead, was first
+            if not (folder/'DONE').exists(): raise # else another machine, which took this one for dead, was first
         for left in (*folder.glob('.*.tmp'), folder/'state.safetensors'):      # a process that is killed while it writes leaves some
             left.unlink(missing_ok=True)
     return folder
