@@ -48,7 +48,8 @@ def arms()->Arms:
         lengths)
 
 # %% ../../nbs/09ad_arms_facts.ipynb #2852def8
-_spoken = {'views=3':'three sets a step', 'sampling=dropout':'a coin a channel', 'sampling=batch':'one set a batch', 'without RB G':'without RB and G'}
+_spoken = {'views=3':'three sets a step', 'sampling=dropout':'a coin a channel', 'sampling=batch':'one set a batch',
+    'without RB G':'without RB and G'}
 
 def spoken(
     arm:str,  # as `_arm_name` gives it

@@ -73,7 +73,8 @@ _adds_up = {'confirmed':'adds up', 'consistent':'fits', 'inconsistent':'does not
 def measured_table(rows)->Table:
     "Reported figures with ours"
     t = rows[rows.ours!='']
-    return Table(pd.DataFrame({'number':_names(t), 'reported':_values(t), 'ours':t.ours, 'our network and conditions':t.conditions.map(called),
+    return Table(pd.DataFrame({'number':_names(t), 'reported':_values(t), 'ours':t.ours,
+        'our network and conditions':t.conditions.map(called),
         'theirs by arithmetic':t.verdict.map(_adds_up)}))
 
 # %% ../../nbs/09i_audit_facts.ipynb #c018d4b1

@@ -28,11 +28,13 @@ beside = {
     'wide_resnet width=2':'Wide ResNet, half as wide',
     'wide_resnet dropout=0.0 width=2':'Wide ResNet, half as wide, no dropout',
     'wide_convnext':'Wide ConvNeXt', 'resnest4':'ResNeSt-4', 'attention_cnn':'Attention-CNN', 'dense_efficient':'Dense Efficient',
-    'convmixer':'ConvMixer', 'efficientnet_style':'EfficientNet style', 'multiscale_cnn':'Multi-Scale CNN', 'ghostnet_style':'GhostNet style',
+    'convmixer':'ConvMixer', 'efficientnet_style':'EfficientNet style', 'multiscale_cnn':'Multi-Scale CNN',
+    'ghostnet_style':'GhostNet style',
     'mini_swin':'Mini Swin', 'small_cnn':'small CNN', 'small_cnn last=2 lr=0.01':'small CNN',
     'small_cnn last=2 dynamic generator=per_count attention=True lr=0.01':"small CNN, the study's layer",
     'small_cnn last=2 dynamic generator=per_count lr=0.01':"small CNN, the study's layer without attention",
-    'small_cnn last=2 dynamic generator=zero_fill lr=0.01':'small CNN, zeros', 'small_cnn last=2 dynamic generator=adapter lr=0.01':'small CNN, adapter',
+    'small_cnn last=2 dynamic generator=zero_fill lr=0.01':'small CNN, zeros',
+    'small_cnn last=2 dynamic generator=adapter lr=0.01':'small CNN, adapter',
     'small_cnn last=2 dynamic generator=shared lr=0.01':'small CNN, one shared kernel'}
 
 def call(

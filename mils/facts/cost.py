@@ -143,13 +143,15 @@ def size_table()->pd.DataFrame:
     "Depth and size of each network"
     t = measured()
     return pd.DataFrame({'depth':t.depth, 'with gates':t.depth_with_gates, 'non-linear':t.nonlinear_depth, 'blocks':t.blocks,
-        'parameters, M':_millions(t.parameters_deployed), 'multiply-adds, M':_millions(t.multiply_adds)}).rename(call).rename_axis('network')
+        'parameters, M':_millions(t.parameters_deployed),
+        'multiply-adds, M':_millions(t.multiply_adds)}).rename(call).rename_axis('network')
 
 # %% ../../nbs/09f_cost.ipynb #c8f50ad0
 def time_table()->pd.DataFrame:
     "Time and memory of each network on the processor"
     t = measured()
-    return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2), 'pictures/s':with_quartiles(t, 'rate', 0), 'of a batch of':t.batch.map('{:,}'.format),
+    return pd.DataFrame({'ms, alone':with_quartiles(t, 'ms', 2),
+        'pictures/s':with_quartiles(t, 'rate', 0), 'of a batch of':t.batch.map('{:,}'.format),
         'ms, training step':with_quartiles(t, 'train_ms', 0), 'MiB, prediction':t.memory_mib.round().astype(int),
         'MiB, training':t.train_memory_mib.map('{:,.0f}'.format)}).rename(call).rename_axis('network')
 

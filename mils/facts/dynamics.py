@@ -179,7 +179,8 @@ def dead_table()->pd.DataFrame:
     "Networks with units that never vary on validation pictures, means over seeds"
     t = curves().runs.groupby('network').agg(units=('units','mean'), dead=('dead_units','mean'), seeds=('units','count'))
     t = t[t.dead>0].assign(share=100*t.dead/t.units).rename(call)
-    return pd.DataFrame({'units':t.units.map('{:,.0f}'.format), 'dead':t.dead.map('{:.0f}'.format), 'seeds':t.seeds, 'dead, %':t.share.round(1)})
+    return pd.DataFrame({'units':t.units.map('{:,.0f}'.format), 'dead':t.dead.map('{:.0f}'.format),
+        'seeds':t.seeds, 'dead, %':t.share.round(1)})
 
 # %% ../../nbs/09g_dynamics_facts.ipynb #bad672d3
 def _looks(c):
