@@ -70,7 +70,8 @@ def remarks(o:Zoo)->Table:
 def every(o:Zoo)->Table:
     "All of them"
     r = o.rows
-    return Table(pd.DataFrame({'network':r.model, 'library':r.library.map(libraries), 'px':r['size'].astype(str).mask(r.parameters==0, ''), 'converted':r.converts,
+    return Table(pd.DataFrame({'network':r.model, 'library':r.library.map(libraries),
+        'px':r['size'].astype(str).mask(r.parameters==0, ''), 'converted':r.converts,
         'folded':r.folds, 'exported':r.exports}))
 
 def read()->Zoo: return Zoo(pd.read_csv(results_dir()/'zoo.csv', keep_default_na=False))
