@@ -201,8 +201,7 @@ _page_of = {'task_a_modes':'task-a', 'task_a_methods':'task-a', 'task_a_ablation
 def _shorter(conditions):
     "Conditions of the audit, with the network as code and without the number of test pictures"
     network,*more = re.sub(r', [\d,]+ pictures$', '', conditions).split(', ')
-    named = called(network)
-    return ', '.join([f'`{network}`' if named==network else named, *more])
+    return ', '.join([called(f'{network},')[:-1], *more])
 
 def _measured(t):
     "What the audit measured again"
