@@ -95,7 +95,7 @@ def mark_faults(
 # %% ../nbs/09z_marks.ipynb #593aa5e8
 _no_prose = re.compile('|'.join([r'```.*?```', r'`[^`]*`', r'\$\$.*?\$\$', r'\$[^$\n]+\$', '<style>.*?</style>', '<!--.*?-->',
     '<[a-z/][^>]*>', r'\]\([^)]*\)', r'https?://\S+', r'\{[^{}\n]*\}', r'\[@[^]]*\]', r'@[\w-]+', r'(?m:^\s*\d+\.\s)']), re.S)
-_settings = re.compile(r'[Tt]op-[15]\b|95 % (?:confidence )?intervals?|90 % of ResNet34|Python \d[\d.]*'
+_settings = re.compile(r'[Tt]op-[15]\b|95 % (?:confidence )?intervals?|90 % of ResNet34|ResNeSt-4|Python \d[\d.]*'
     r'|License \d[\d.]*|WCAG [\d.]+|arXiv:[\d.]+')
 _number = re.compile(r'(?<![\w.,])[-+±]?\d[\d.,]*(?<![.,])(?: ?%)?')
 

@@ -52,11 +52,11 @@ libraries = dict(torchvision='torchvision', timm='timm', segmentation_models_pyt
                  transformers='transformers')
 
 def summary(o:Zoo)->Table:
-    "Networks that stood the checks, by library"
+    "Networks that passed the checks, by library"
     def row(name):
         g,made = o.done[o.done.library==name],o.made[o.made.library==name]
-        stood = (g[[*checks]]=='pass').all(axis=1).sum()
-        return {'library':f'{libraries[name]} {made.version.iloc[0]}', 'tried':len(made), 'converted':len(g), 'all checks stood':stood,
+        passed = (g[[*checks]]=='pass').all(axis=1).sum()
+        return {'library':f'{libraries[name]} {made.version.iloc[0]}', 'tried':len(made), 'converted':len(g), 'all checks passed':passed,
             'folded':(g.folds=='pass').sum(), 'exported':g.exports.str.endswith('size').sum()}
     return Table(pd.DataFrame(map(row, o.made.library.unique())))
 
