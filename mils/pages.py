@@ -28,6 +28,7 @@ def _drop_logs(cell):
     "Take log lines and progress bars out of what `cell` printed"
     if not cell.get('outputs'): return
     for o in cell.outputs:
+        if 'text' in o: o.text = o.text.replace('\r\n', '\n')            # a command behind `!` writes to a terminal
         if o.get('name')=='stderr': o.text = _logged.sub('', o.text)
     cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr' or o.text]
 
