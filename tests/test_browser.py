@@ -104,7 +104,8 @@ def test_search_finds_what_pages_show(site, chrome):
         chrome.find_element('tag name','body').send_keys('/')
         assert chrome.execute_script("return document.activeElement.id")=='search-box'
         assert 'report/task-a.html#what-is-kept-and-of-what' in first('own retention')[:3]     # after the glossary
-        assert any(o.startswith('report/task-b.html') for o in first('resnest4'))
+        assert any(o.startswith('report/networks.html') for o in first('resnest4'))
+        assert any(o.startswith('report/task-b.html') for o in first('ResNeSt-4'))
         assert any(o.startswith('report/') for o in first('muon'))
         assert first('What remains open')[0].startswith('report/')
         assert first('convert')[0]=='channels.html#convert' and first('DynamicConv2d')[0]=='layer.html#dynamicconv2d'

@@ -14,7 +14,7 @@ from ..networks.strict import Branches
 from ..tables import results_dir
 from ..recorded import Recorded
 from ..findings import Comparison,Table
-from .called import names
+from .called import beside,names
 
 # %% ../../nbs/09o_networks.ipynb #e7814d24
 def _made(network):
@@ -70,3 +70,9 @@ def table()->Table:
         return {'name':names[n][0], 'to type':f'`{n}`', 'what it does':names[n][1], 'layers':costs.depth[n],
             'multiply-adds, M':f'{costs.multiply_adds[n]/1e6:,.0f}', "share of ResNet34's accuracy":share}
     return Table(pd.DataFrame(map(row, names)))
+
+# %% ../../nbs/09o_networks.ipynb #41da5f68
+def others()->Table:
+    "Networks without a claim: name, and what one types"
+    plain = {typed:name for typed,name in beside.items() if ' ' not in typed}
+    return Table(pd.DataFrame([{'name':name, 'to type':f'`{typed}`'} for typed,name in plain.items()]))
