@@ -221,7 +221,9 @@ def test_every_network_of_a_protocol_can_be_made(name):
 @pytest.mark.parametrize('table', sorted((repo/'results').glob('*/runs.csv')), ids=lambda p: p.parent.name)
 def test_a_run_is_called_what_it_was_made_of(table):
     "Configuration, data and versions of a row give its name"
-    read = dict(options=json.loads, overrides=json.loads, shares=lambda v: json.loads(v or '{}'), held_out=lambda v: tuple(map(tuple, v.split())), distill=float)
+    read = dict(options=json.loads, overrides=json.loads, distill=float,
+                shares=lambda v: json.loads(v or '{}'),                     # older rows have none
+                held_out=lambda v: tuple(map(tuple, v.split())))
     for r in pd.read_csv(table, dtype=dict(held_out=str), keep_default_na=False).to_dict('records'):
         cfg = Config(**{'precision':'float32', **{k:read.get(k, lambda v: v)(r[k]) for k in Config.__dataclass_fields__ if k in r}})
         made_of = identity(cfg, dict(key=r['data_key'], size=r['size'], classes=r['classes']), json.loads(r['versions']))
