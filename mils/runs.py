@@ -106,8 +106,8 @@ def train_run(
         check_folder(cfg, ds, folder)
         try:
             if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
-        except FileNotFoundError:
-            if not (folder/'DONE').exists(): raise # else another machine, which took this one for dead, was first
+        except FileNotFoundError:                  # of a temporary file: another machine took this one for dead and was first
+            if not (folder/'DONE').exists(): raise
         for left in (*folder.glob('.*.tmp'), folder/'state.safetensors'):      # a process that is killed while it writes leaves some
             left.unlink(missing_ok=True)
     return folder

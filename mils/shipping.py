@@ -86,5 +86,6 @@ def ship_network(
     run, = (p.parent for p in (Path(runs)/protocol).glob('*/DONE'))
     net = load_run(run)
     net.origin['licence'] = licence
-    net.save_pretrained(Path(shipped)/protocol)
-    print(Path(shipped)/protocol, write_photos(Path(shipped)/protocol, page), sep='\n')
+    folder = Path(shipped)/protocol
+    net.save_pretrained(folder)
+    print(folder, write_photos(folder, page), sep='\n')

@@ -50,10 +50,13 @@ def _may_be_on_the_hub(name):
     owner,_,rest = name.partition('/')
     return bool(owner and rest) and '/' not in rest and not owner.startswith('.') and not Path(owner).is_dir()
 
+def _come_along():
+    "The networks that come with the package, in words"
+    return ', '.join(shipped_networks()) or 'none'
+
 def _why_not(e, name):
     "Why a network could not be had, in a line"
-    known = ', '.join(shipped_networks()) or 'none'
-    return (f'{name} is no folder here, does not come with this package (which has: {known}), '
+    return (f'{name} is no folder here, does not come with this package (which has: {_come_along()}), '
             f'and could not be had from huggingface.co ({type(e).__name__}: {str(e).splitlines()[0]})')
 
 # %% ../nbs/05ac_taken.ipynb #a930913a
@@ -67,7 +70,7 @@ def from_pretrained(cls:Classifier,
     if not folder.is_dir(): folder = shipped_networks().get(name, folder)
     if folder.is_dir(): _check_saved(folder)
     elif not _may_be_on_the_hub(name):
-        raise FileNotFoundError(f'no such folder: {name}; with the package come: {", ".join(shipped_networks()) or "none"}')
+        raise FileNotFoundError(f'no such folder: {name}; with the package come: {_come_along()}')
     try:
         with contextlib.redirect_stdout(io.StringIO()):                       # what is inherited prints
             return super(Classifier, cls).from_pretrained(str(folder) if folder.is_dir() else name, **{'strict':True, **kwargs})

@@ -15,7 +15,7 @@ from ..stats import crossed
 from ..recorded import Recorded
 from ..audit import ledger
 from ..findings import accuracy_of,Comparison
-from .called import call,called
+from .called import call
 
 # %% ../../nbs/09k_beside.ipynb #b67831ad
 @dataclass(frozen=True)
@@ -199,9 +199,9 @@ def _settings(rec):
 _page_of = {'task_a_modes':'task-a', 'task_a_methods':'task-a', 'task_a_ablation':'task-a', 'wide_resnet_ablation':'ablations'}
 
 def _shorter(conditions):
-    "Conditions of the audit, with the network as code and without the number of test pictures"
+    "Conditions of the audit, with the network by its name and without the number of test pictures"
     network,*more = re.sub(r', [\d,]+ pictures$', '', conditions).split(', ')
-    return ', '.join([called(f'{network},')[:-1], *more])
+    return ', '.join([call(network), *more])
 
 def _measured(t):
     "What the audit measured again"

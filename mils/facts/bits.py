@@ -17,6 +17,7 @@ class Stored:
     "Runs on the cells by range and bits"
     def __init__(self):
         self.recorded = {k:Recorded(k) for k in protocols if k.startswith('cells-')}
+        self.sets = list(self.recorded['cells-percentiles-8'].tables['channels'].channels.unique())
 
     def hits(self, way, sets=None):
         "Who was right, part by part, averaged over some sets of channels or all"
@@ -49,8 +50,7 @@ def read()->Bits:
     "The facts, from today's tables"
     s = Stored()
     rec = s.recorded['cells-percentiles-8']
-    sets = list(rec.tables['channels'].channels.unique())
-    worst = min(sets, key=lambda o: s.compare('percentiles-8', 'type-8', [o]).diff)
+    worst = min(s.sets, key=lambda o: s.compare('percentiles-8', 'type-8', [o]).diff)
     return Bits(int(rec.runs.epochs.iloc[0]), len(rec.runs),
                 finer=s.compare('percentiles-8', 'percentiles-16'),
                 wide=s.compare('percentiles-8', 'type-8'),
@@ -65,6 +65,5 @@ _ways = {'8 bits, fitted range':'percentiles-8', '16 bits, fitted range':'percen
 def by_set()->Table:
     "Accuracy in percent by set of channels and way of storing, mean over parts"
     s = Stored()
-    sets = list(s.recorded['cells-percentiles-8'].tables['channels'].channels.unique())
-    rows = {o.removesuffix('+'):{name:f'{100*s.hits(way, [o]).mean():.1f}' for name,way in _ways.items()} for o in sets}
+    rows = {o.removesuffix('+'):{name:f'{100*s.hits(way, [o]).mean():.1f}' for name,way in _ways.items()} for o in s.sets}
     return Table(pd.DataFrame.from_dict(rows, 'index').rename_axis('channels'))
