@@ -38,9 +38,13 @@ task_b['task-b'] = dict(_task_b, seeds=range(3), arms=[
 
 # %% ../nbs/06_task_b.ipynb #c7aa61b8
 _searched = [{**opt, **lr} for opt in ({}, dict(opt='muon'))
-             for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]   # {}: AdamW, 0.002
-task_b['task-b-tuning'] = dict(_task_b, epochs=3, seeds=[0], arms=[
-    net(f'the same search for {whom}', overrides=o) for net,whom in ((_fine,'our network'),(_cifar,'ResNet34')) for o in _searched])
+             for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]   # {}: AdamW, 0.002, which is the bridge
+_bridge = 'as in task-b, on another kind of device'
+task_b['task-b-tuning'] = dict(_task_b, seeds=[0], arms=[
+    *[net(_bridge, seeds=range(3)) for net in (_fine,_cifar)],
+    *[net(f'the same search for {whom}', overrides=o)
+      for net,whom in ((_fine,'our network'),(_cifar,'ResNet34'))
+      for o in _searched if o]])
 
 # %% ../nbs/06_task_b.ipynb #d9734ec2
 _three = range(3)
@@ -104,21 +108,46 @@ task_b['task-b-ablation'] = dict(_task_b, seeds=range(3), arms=[
     _thin(_two, fine=2, overrides=_muon), _thin(_two, width=1., overrides=_muon), _thin(_two, dropout=.3, overrides=_muon)])
 
 # %% ../nbs/06_task_b.ipynb #a52bc049
-_idea = partial(arm, 'strict4', fine=2, width=.5, dropout=.5)
+_white,_gates,_means = dict(first='whitened'),dict(gates=True),dict(means=2)
+_all_three = {**_white, **_gates, **_means}
+_wider,_late = dict(width=1.5),dict(late=True)
+
+def _together(*parts, **kwargs):
+    "Ten epochs of a network with several options"
+    options = {k:v for p in parts for k,v in p.items()}
+    why = 'gained alone, or never tried' if len(parts)==1 else 'what gained alone, together'
+    return _fine(why, **options, **kwargs)
+
+_ten_epochs = [
+    _fine('what is changed', seeds=range(3)),
+    *[_together(o) for o in (_white, _gates, _means, _late, _wider)],
+    _together(_white, _gates), _together(_white, _means), _together(_gates, _means),
+    *[_together(_all_three, o) for o in ({}, _late, _wider)],
+    *[_together(_all_three, o, overrides=_muon) for o in ({}, _late, _wider)]]
+
+
+# %% ../nbs/06_task_b.ipynb #27a507b7
+_idea = partial(_fine, dropout=.5, epochs=40)
 
 def _ideas(why, *changes, **options): return [_idea(why, overrides={**_guard, **c}, **options) for c in changes]
 
-_by_half = dict(teacher='resnet34 stem=half')
-task_b['task-b-ideas'] = dict(_task_b, epochs=40, seeds=[0], arms=[
+_taught,_mixed,_averaged = dict(teacher='resnet34 stem=cifar'),dict(cutmix=1.),dict(average=.998)
+_teacher = 'a teacher: ResNet34, which is trained first'
+_forty_epochs = [
     *_ideas('what is changed', {}),
-    *_ideas('averaged weights', dict(average=.99), dict(average=.998)),
-    *_ideas('mixed pictures', dict(mixup=.2), dict(cutmix=1.)),
+    *_ideas('averaged weights', _averaged),
+    *_ideas('mixed pictures', dict(mixup=.2), _mixed),
     *_ideas('small pictures first', dict(small=.5)),
     *_ideas('activations that fade', {}, parts='fade'),
     *_ideas('orthogonalised momentum', _muon),
-    *_ideas('two ideas together', {**_muon, 'average':.998}, dict(cutmix=1., average=.998)),
-    *_ideas('two ideas together', _muon, parts='fade'),
-    *_ideas('a teacher: ResNet34, which is trained first', _by_half, {**_by_half, 'cutmix':1.}, {**_by_half, 'average':.998})])
+    *_ideas('what gained in ten epochs', {}, **_all_three),
+    *_ideas('ideas together', {**_mixed, **_averaged}),
+    *_ideas('ideas together', _muon, _mixed, {**_mixed, **_averaged}, **_all_three),
+    *_ideas(_teacher, _taught, {**_taught, **_mixed}),
+    *_ideas(_teacher, _taught, {**_taught, **_mixed}, **_all_three)]
+
+task_b['task-b-ideas'] = dict(_task_b, seeds=[0], arms=[*_ten_epochs, *_forty_epochs])
+
 
 # %% ../nbs/06_task_b.ipynb #ecbcfc4b
 _reported = "the study's recipe"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.meta import delegates
+from torchvision.ops import SqueezeExcitation
 
 # %% ../../nbs/03e_strict.ipynb #70932398
 class Fading(nn.Module):
@@ -23,6 +24,25 @@ class Fading(nn.Module):
         self.register_buffer('share', torch.zeros(()))
     def fade_to(self, share): self.share.fill_(share)
     def forward(self, x): return torch.lerp(F.silu(x), x, self.share.to(x.dtype))
+
+# %% ../../nbs/03e_strict.ipynb #e8a482bd
+def _whitening(ni, ks, near=.9, alike=.8, eps=1e-2):
+    "Kernels `(ni*ks*ks, ni, ks, ks)` that make patches of photographs uncorrelated, of variance one but for what is smaller than `eps`"
+    at = torch.cartesian_prod(torch.arange(ks), torch.arange(ks)).double()
+    pixels = near**torch.cdist(at, at)
+    channels = torch.eye(ni).double().lerp(torch.ones(ni, ni).double(), alike)
+    w,v = torch.linalg.eigh(torch.kron(channels, pixels))
+    return (v/(w+eps).sqrt()).T.flip(0).float().view(-1, ni, ks, ks)
+
+class Whitening(nn.Module):
+    "A convolution that is not trained, see `_whitening`: `(batch, ni, h, w)` to `(batch, ni*ks*ks, h/stride, w/stride)`"
+    def __init__(self, ni, ks, stride=1):
+        super().__init__()
+        self.ks,self.stride = ks,stride
+        self.register_buffer('weight', _whitening(ni, ks))
+    def forward(self, x): return F.conv2d(x, self.weight, stride=self.stride, padding=self.ks//2)
+    def extra_repr(self): return f'ks={self.ks}, stride={self.stride}'
+
 
 # %% ../../nbs/03e_strict.ipynb #25f518ff
 def _linear_conv(ni, nf, ks, stride=1): return conv_bn(ni, nf, ks, stride, act=None)
@@ -35,7 +55,8 @@ _branches = {
     'conv':   lambda ni,nf,ks,stride: _linear_conv(ni, nf, ks, stride),
     'point':  lambda ni,nf,ks,stride: _linear_conv(ni, nf, 1, stride),
     'double': _in_a_row,
-    'fade':   lambda ni,nf,ks,stride: _in_a_row(ni, nf, ks, stride, [Fading()])}
+    'fade':   lambda ni,nf,ks,stride: _in_a_row(ni, nf, ks, stride, [Fading()]),
+    'whitened': lambda ni,nf,ks,stride: nn.Sequential(Whitening(ni, ks, stride), *_linear_conv(ni*ks*ks, nf, 1))}
 
 class Branches(nn.Module):
     """Linear pieces side by side, one convolution once `fuse`d: `(batch, ni, h, w)` to `(batch, nf, h/stride, w/stride)`
@@ -45,7 +66,7 @@ class Branches(nn.Module):
         nf:int,  # output channels
         ks:int,  # kernel size, odd
         stride:int=1,  # in both directions
-        parts=('conv',),  # `conv`, `point`, `double`, `fade`
+        parts=('conv',),  # `conv`, `point`, `double`, `fade`, `whitened`
     ):
         super().__init__()
         self.ks,self.stride = ks,stride
@@ -64,8 +85,9 @@ def _merged(part):
     "Kernel and bias of convolutions in a row, each with its batch norm; all but the first look at one pixel"
     fading = [m for m in part if isinstance(m, Fading)]
     if any(m.share<1 for m in fading): raise ValueError('an activation between two convolutions still bends; train to the end, then fuse')
-    first,norm,*rest = [m for m in part if m not in fading]
-    w,b = _scaled(first, norm)
+    first,*rest = [m for m in part if m not in fading]
+    if isinstance(first, Whitening): w,b = first.weight.double(),first.weight.new_zeros(len(first.weight)).double()
+    else: w,b = _scaled(first, rest.pop(0))
     for conv,norm in zip(rest[::2], rest[1::2]):
         k,shift = _scaled(conv, norm)
         mix = k[:,:,0,0]
@@ -103,6 +125,29 @@ _plans = {            # depth -> filters, kernel, stride, maximum pool
     4: [(128,5,2,1), (384,5,2,2), (1024,3,1,1)],
     6: [(64,3,2,1), (128,3,1,1), (256,3,2,1), (512,3,2,1), (1024,3,1,1)]}
 
+
+# %% ../../nbs/03e_strict.ipynb #dced19f5
+def _rows(depth, size, fine, late):
+    "A plan for pictures of `size` px, with strides and pools as `strict` is asked for them"
+    rows = [list(r) for r in lookup(_plans, depth, 'depth')]
+    if size>=112: rows[0][2] *= 2
+    for r in rows[:fine]: r[2],r[3] = 1,r[2]*r[3]
+    pooled = [r for r in rows if r[3]>1]
+    if late and pooled: pooled[-1][3] //= 2
+    return rows
+
+
+# %% ../../nbs/03e_strict.ipynb #ce255de4
+class PartPool(nn.Module):
+    "Means of n x n parts of the map, and the maximum of all of it: `(batch, c, h, w)` to `(batch, (n*n+1)*c)`"
+    def __init__(self, n=2):
+        super().__init__()
+        self.n = n
+    def forward(self, x): return torch.cat([F.adaptive_avg_pool2d(x, self.n).flatten(1), x.amax((2,3))], 1)
+    def extra_repr(self): return f'{self.n} x {self.n} means'
+
+
+# %% ../../nbs/03e_strict.ipynb #b5b465df
 def strict(
     n_classes:int,  # number of classes
     c_in:int=3,  # input channels
@@ -110,21 +155,27 @@ def strict(
     depth:int=4,  # layers, classifier counted: 2, 3, 4 or 6
     width:float=1.,  # multiplies the filters
     fine:int=0,  # of the first convolutions, how many look at every pixel and are pooled after, where the others take strides
+    first='conv',  # the first convolution: `conv`, or `whitened`
     parts='conv',  # of all convolutions but the first: `conv`, `point`, `double`, `fade`, several joined by `+`
+    late:bool=False,  # half of the last maximum pool left out, so that the last convolution looks at more positions
+    gates:bool=False,  # on the features of all convolutions but the first (Hu et al., 2017, arXiv:1709.01507)
+    means:int=1,  # the classifier is given the means of `means` x `means` parts of the map
     dropout:float=0.,  # before the classifier
     init:str='default',  # see `initialise`
 )->Plain: # `(batch, c_in, size, size)` to `(batch, n_classes)` logits; `fuse()` gives the network as it is deployed
     "Convolutions in a row, mean and maximum pooling, classifier; `ValueError` for a depth, a branch or first weights that do not exist"
     layers,ni = [],c_in
-    for i,(nf,ks,stride,pool) in enumerate(lookup(_plans, depth, 'depth')):
+    for i,(nf,ks,stride,pool) in enumerate(_rows(depth, size, fine, late)):
         nf = 8*round(nf*width/8)
-        if i==0 and size>=112: stride *= 2
-        if i<fine: stride,pool = 1,pool*stride
-        pieces = ['conv'] if i==0 else parts.split('+')
+        pieces = [first] if i==0 else parts.split('+')
         layers += [Branches(ni, nf, ks, stride, pieces), nn.SiLU(inplace=True)]
+        if gates and i>0: layers.append(SqueezeExcitation(nf, nf//8, activation=nn.SiLU))
         if pool>1: layers.append(nn.MaxPool2d(pool))
         ni = nf
-    return initialise(Plain(*layers, ConcatPool(), nn.Dropout(dropout), nn.Linear(2*ni, n_classes)), init)
+    pool = PartPool(means) if means>1 else ConcatPool()
+    head = [pool, nn.Dropout(dropout), nn.Linear((means**2+1)*ni, n_classes)]
+    return initialise(Plain(*layers, *head), init)
+
 
 # %% ../../nbs/03e_strict.ipynb #a960603b
 @register_model
