@@ -92,6 +92,14 @@ def _in_child(**job):
     if r.returncode: raise RuntimeError(f"training {job['way']} failed:\n{r.stderr}")
     return json.loads(r.stdout.splitlines()[-1])
 
+def train_once(
+    way:str,  # `usual`, `ours` or `bare`
+    cfg:Config,  # what to train; its seed is the number of the round
+    job:dict,  # as from `prepared`
+)->dict: # a row of `compare_speed`
+    "Train one way in a process of its own"
+    return dict(round=cfg.seed, way=way, **_one_training(_in_child(way=way, cfg=asdict(cfg), **job)))
+
 # %% ../nbs/06l_bench.ipynb #25ec5a62
 def _ratio(df, a, b):
     "How many times as fast `a` is as `b`: ratio of the medians, the smallest and the largest ratio of a round"
@@ -137,6 +145,25 @@ def speed_summary(
 def _shorter_side(path):
     with Image.open(path) as im: return min(im.size)
 
+def prepared(
+    data,  # `chroma`, an `ImageSet`, or a folder or zip with images
+    tmp,  # an empty folder
+    size:int=64,  # pixels, for a folder or zip
+    n_train:int=None, n_val:int=None, photo_size:int=0, classes=None,  # see `write_files`
+    workers:int=None,  # of the usual way; by default one a core
+    device=None,  # default: a GPU where there is one
+)->tuple: # what each training is told; the decoded images; seconds for decoding them
+    "The files that all ways read, and the images that ours and bare read"
+    if isinstance(data, str) and data=='chroma': data = chroma()
+    if isinstance(data, ImageSet): size = data.size
+    folder = write_files(data, f'{tmp}/files', n_train, n_val, photo_size, classes)
+    start = time.perf_counter()
+    ds = cached(read_manifest(folder), size, cache_dir=f'{tmp}/cache')
+    once = time.perf_counter()-start
+    resize = any(_shorter_side(folder/o)>ds.size for o in ds.names[:20])
+    device = str(device or default_device())
+    return dict(folder=str(folder), size=ds.size, cache=f'{tmp}/cache', device=device, resize=resize, workers=workers),ds,once
+
 def _title(ds, model, epochs, rounds, photo_size, device, once):
     "What was compared, in a line"
     n = {k:f'{len(v):,}' for k,v in ds.splits.items()}
@@ -164,22 +191,12 @@ def compare_speed(
     only=None,  # names of ways; all by default
 )->pd.DataFrame: # a row a training: `round`, `way`, `images_per_s`, `seconds` an epoch, `input_share`, `val_top1`
     "Train one network in three ways in turn, and print how fast each was and how good it became"
-    device = torch.device(device or default_device())
-    if isinstance(data, str) and data=='chroma': data = chroma()
-    if isinstance(data, ImageSet): size = data.size
-    rows = []
+    device,rows = torch.device(device or default_device()),[]
     with tempfile.TemporaryDirectory(prefix='mils-bench-') as tmp:
-        folder = write_files(data, f'{tmp}/files', n_train, n_val, photo_size, classes)
-        start = time.perf_counter()
-        ds = cached(read_manifest(folder), size, cache_dir=f'{tmp}/cache')
-        once = time.perf_counter()-start
-        resize = any(_shorter_side(folder/o)>ds.size for o in ds.names[:20])
-        job = dict(folder=str(folder), size=ds.size, cache=f'{tmp}/cache', device=str(device), resize=resize, workers=workers)
+        job,ds,once = prepared(data, tmp, size, n_train, n_val, photo_size, classes, workers, device)
         for r in range(rounds):
             cfg = Config(model=model, options=options or {}, overrides=overrides or {}, epochs=epochs, seed=r)
-            for way in only or _ways:
-                epoch_rows = _in_child(way=way, cfg=asdict(cfg), **job)
-                rows.append(dict(round=r, way=way, **_one_training(epoch_rows)))
+            for way in only or _ways: rows.append(train_once(way, cfg, job))
     df = pd.DataFrame(rows)
     df.attrs.update(once=once, title=_title(ds, model, epochs, rounds, photo_size, device, once))
     if only is None: print(speed_summary(df))
