@@ -121,6 +121,8 @@ def _find_models():
     import mils.networks
     for m in pkgutil.iter_modules(mils.networks.__path__): importlib.import_module(f'mils.networks.{m.name}')
 
+models.find_with(_find_models)
+
 def list_models()->list: # sorted
     "Names that `create_model` knows"
     _find_models()

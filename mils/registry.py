@@ -13,7 +13,8 @@ from .core import lookup
 
 # %% ../nbs/00a_registry.ipynb #31ec4b9d
 class _Lasting(UserDict):
-    "A mapping whose entries may last as long as a session"
+    "A mapping whose entries may last as long as a session; `find`, where there is one, adds what was not asked for before"
+    find = None
     def __init__(self):
         self._covered = []
         super().__init__()
@@ -36,6 +37,9 @@ class _Lasting(UserDict):
     def data(self, entries): self._entries = entries
     def copy(self): return dict(self)
     def get(self, name, default=None): return self.data.get(name, default)
+    def __missing__(self, name):
+        if self.find: self.find()
+        return self.data[name]
 
 # %% ../nbs/00a_registry.ipynb #3d3ff41c
 class Registry(_Lasting):
@@ -66,7 +70,11 @@ class Registry(_Lasting):
     def is_ours(self, name:str)->bool:
         "Whether this package defines an entry, and not somebody else"
         return self.home(name).startswith('mils.')
+    def find_with(self, find):
+        "Let `find` import what registers more entries, as soon as one is asked for that is not there"
+        self.find = self.versions.find = find
     def __missing__(self, name):
+        if self.find: self.find()
         return lookup(self.data, name, self.what)
 
 def _home(f):

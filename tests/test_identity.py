@@ -259,3 +259,10 @@ def test_processes_know_networks_that_can_be_imported(tiny, tmp_path, monkeypatc
     cfg = Config('imported', epochs=1, overrides=dict(bs=60))
     assert sweep_runs([cfg], tiny, tmp_path/'runs', jobs=2)=={} and (tmp_path/'runs'/run_name(cfg, tiny)/'DONE').exists()
     with pytest.raises(ValueError, match='mine is defined in this session'): sweep_runs([own], tiny, tmp_path/'runs', jobs=2)
+
+def test_a_network_is_known_in_a_process_that_has_only_been_given_its_settings():
+    import pickle
+    given = pickle.dumps(Config('strict4', dict(width=.25), precision='float32'))
+    code = f'import pickle; from mils.identity import declared; print(declared(pickle.loads({given!r})))'
+    told = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout
+    assert told.strip()==str(dict(training=1, model=1))
