@@ -8,18 +8,22 @@ __all__ = ['compare_speed']
 # %% ../nbs/06l_bench.ipynb #0d0950ff
 import json,os,subprocess,sys,tempfile,time
 from dataclasses import asdict
+from datetime import datetime,timezone
 from pathlib import Path
+from .core import network_name
 from .manifest import read_manifest
 from .imageset import ImageSet
 from .cache import cached
 from .chroma import chroma
 from .models import create_model
 from .optim import decay_groups,opts
-from .machine import default_device,has_bf16,keep_memory
+from .limit import step_limit
+from .machine import default_device,keep_memory
 from .batches import Batches
 from .config import Config
 from .learner import get_learner
 from .usual import train_plain,usual_loader,write_files
+from .identity import environment
 import pandas as pd,torch
 from PIL import Image
 
@@ -66,7 +70,15 @@ def _bare(cfg, ds, folder, device, **kwargs):
         return train
     return train_plain(cfg, net, opt, batches, val, cfg.precision=='bfloat16')
 
-_ways = dict(usual=_usual, ours=_ours, bare=_bare)
+def _limit(cfg, ds, folder, device, **kwargs):
+    "What the machine could do at best, as if it were an epoch"
+    keep_memory()
+    batch = cfg.settings['bs']
+    ms = step_limit(cfg.model, ds.n_classes, ds.size, batch, cfg.precision, device, **cfg.options)
+    rate = batch/ms*1e3
+    return [dict(images_per_s=rate, seconds=len(ds.splits['train'])/rate, input_share=0., val_top1=float('nan'))]
+
+_ways = dict(usual=_usual, ours=_ours, bare=_bare, limit=_limit)
 
 # %% ../nbs/06l_bench.ipynb #fa52c59a
 def _one_training(rows):
@@ -93,7 +105,7 @@ def _in_child(**job):
     return json.loads(r.stdout.splitlines()[-1])
 
 def train_once(
-    way:str,  # `usual`, `ours` or `bare`
+    way:str,  # `usual`, `ours`, `bare` or `limit`
     cfg:Config,  # what to train; its seed is the number of the round
     job:dict,  # as from `prepared`
 )->dict: # a row of `compare_speed`
@@ -119,26 +131,30 @@ def _span(o, f):
 
 def _way_row(g):
     "The figures of one way"
-    top1 = f'{g.val_top1.mean():.2%}'
-    if len(g)>1: top1 += f' (sd {g.val_top1.std():.2%})'
+    if g.val_top1.isna().all(): top1 = ''
+    else: top1 = f'{g.val_top1.mean():.2%}'
     return {'images/s':_span(g.images_per_s, _whole), 's/epoch':f'{g.seconds.median():.2f}',
             'waiting for input':_span(g.input_share, _percent), 'val top-1':top1}
 
 # %% ../nbs/06l_bench.ipynb #20c0996e
+enough_for_an_error = 5                                # rounds: fewer tell too little of how far a mean is off
+
 def speed_summary(
     df:pd.DataFrame,  # what `compare_speed` returns
 )->str:
     "The figures as a table for people"
     table = pd.DataFrame({w:_way_row(g) for w,g in df.groupby('way', sort=False)}).T
     lines = []
-    for k,pair in {'P1  ours/usual':('ours','usual'), 'P2  ours/bare ':('ours','bare')}.items():
+    pairs = {'P1  ours/usual':('ours','usual'), 'P2  ours/bare ':('ours','bare'), 'L   bare/limit':('bare','limit')}
+    for k,pair in pairs.items():
+        if not {*pair}<={*df.way}: continue
         r,least,most = _ratio(df, *pair)
         lines.append(f'{k} = {r:.2f} ({least:.2f} to {most:.2f})')
     lines.append(f"P3  waiting for input, ours = {_percent(df[df.way=='ours'].input_share.median())}")
     gap = df.pivot(index='round', columns='way', values='val_top1').eval('ours-usual')*100
     lines.append(f'    accuracy, ours-usual  = {gap.mean():+.2f} pp')
-    if len(gap)>1:
-        lines[-1] += f' (standard error {gap.sem():.2f} over {len(gap)} seeds)'
+    if len(gap)>=enough_for_an_error: lines[-1] += f' (standard error {gap.sem():.2f} over {len(gap)} seeds)'
+    else: lines[-1] += f' (seeds: {len(gap)}, too few for a standard error)'
     return '\n'.join([df.attrs.get('title',''), table.to_string(), *lines])
 
 # %% ../nbs/06l_bench.ipynb #63ebba4e
@@ -164,14 +180,21 @@ def prepared(
     device = str(device or default_device())
     return dict(folder=str(folder), size=ds.size, cache=f'{tmp}/cache', device=device, resize=resize, workers=workers),ds,once
 
-def _title(ds, model, epochs, rounds, photo_size, device, once):
+def _conditions(ds, cfg, rounds, photo_size, source, device):
+    "What was compared, and on what machine"
+    e = environment(device)
+    n = {f'n_{k}':len(ds.splits[k]) for k in ('train','val')}
+    return dict(network=network_name(cfg.model, cfg.options), size=ds.size, photo_size=photo_size, source=source, **n, epochs=cfg.epochs,
+        rounds=rounds, batch=cfg.settings['bs'], precision=cfg.precision, threads=torch.get_num_threads(),
+        **{k:e[k] for k in ('device','machine','cores','torch')}, date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+
+def _title(c, once):
     "What was compared, in a line"
-    n = {k:f'{len(v):,}' for k,v in ds.splits.items()}
-    if photo_size: pixels = f'upscaled to {photo_size} px JPEGs, used at {ds.size} px'
-    else: pixels = f'at {ds.size} px'
-    precision = 'bfloat16' if has_bf16(device) else 'float32'
-    return (f"{model}, {n['train']} training and {n['val']} validation images {pixels}, {epochs} epochs, rounds: {rounds}, "
-        f"{torch.get_num_threads()} threads, {device.type}, {precision}; decoding once for ours and bare: {once:.1f} s, not timed")
+    if c['photo_size']: pixels = f"upscaled to {c['photo_size']} px JPEGs, used at {c['size']} px"
+    else: pixels = f"at {c['size']} px"
+    return (f"{c['network']}, {c['n_train']:,} training and {c['n_val']:,} validation images {pixels}, {c['epochs']} epochs, "
+        f"rounds: {c['rounds']}, {c['threads']} threads, {c['device']}, {c['precision']}; decoding once for ours and bare: {once:.1f} s, not timed")
+
 
 # %% ../nbs/06l_bench.ipynb #753cc4d8
 def compare_speed(
@@ -187,17 +210,20 @@ def compare_speed(
     workers:int=None,  # of the usual way; by default one a core
     options:dict=None,  # of the model, such as `width`
     overrides:dict=None,  # of the recipe, such as `bs`
+    precision:str=None,  # of ours and bare: float32 or bfloat16; default: what is fast here
     device=None,  # default: a GPU where there is one
     only=None,  # names of ways; all by default
-)->pd.DataFrame: # a row a training: `round`, `way`, `images_per_s`, `seconds` an epoch, `input_share`, `val_top1`
+)->pd.DataFrame: # a row a training: `round`, `way`, `images_per_s`, `seconds` an epoch, `input_share`, `val_top1`, and the conditions
     "Train one network in three ways in turn, and print how fast each was and how good it became"
     device,rows = torch.device(device or default_device()),[]
+    settings = dict(model=model, options=options or {}, overrides=overrides or {}, epochs=epochs, precision=precision)
     with tempfile.TemporaryDirectory(prefix='mils-bench-') as tmp:
         job,ds,once = prepared(data, tmp, size, n_train, n_val, photo_size, classes, workers, device)
         for r in range(rounds):
-            cfg = Config(model=model, options=options or {}, overrides=overrides or {}, epochs=epochs, seed=r)
+            cfg = Config(**settings, seed=r)
             for way in only or _ways: rows.append(train_once(way, cfg, job))
-    df = pd.DataFrame(rows)
-    df.attrs.update(once=once, title=_title(ds, model, epochs, rounds, photo_size, device, once))
+    conditions = _conditions(ds, cfg, rounds, photo_size, Path(str(data)).name if isinstance(data, (str,Path)) else data.source, device)
+    df = pd.DataFrame(rows).assign(**conditions)
+    df.attrs.update(once=once, title=_title(conditions, once))
     if only is None: print(speed_summary(df))
     return df

@@ -110,6 +110,13 @@ def measure_costs(
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
 
 # %% ../nbs/11b_cli.ipynb #6aa60193
+def _add_rows(rows, path):
+    "Rows at the end of a CSV file, which is made where it is missing"
+    import pandas as pd
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = [pd.read_csv(path)] if path.exists() else []
+    write_atomic(path, pd.concat([*old, rows]).to_csv(index=False, float_format='%.6g'))
+
 @command(name='bench')
 def time_training(
     data:str='chroma',  # a folder or zip with images, or chroma
@@ -120,10 +127,13 @@ def time_training(
     rounds:int=3,  # trainings of each way, in turn
     n_train:int=None,  # training images; default: all
     photo_size:int=0,  # write the pictures as upscaled JPEGs of this size first; 0 takes the files as they are
+    precision:str=None,  # of ours and bare: float32 or bfloat16; default: what is fast on this machine
     out:str=None,  # CSV for the row of each training
+    record:bool=False,  # add the rows to results/speed, which the report reads
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
     from mils.bench import compare_speed
+    from mils.tables import results_dir
     at_least(1, size=size, rounds=rounds, n_train=n_train)
     at_least(2, epochs=epochs)
     at_least(0, photo_size=photo_size)
@@ -131,8 +141,9 @@ def time_training(
     if more or 'dynamic' in net: raise ValueError(f'{network!r}; expected one plain network, such as small_cnn or wide_resnet:width=2')
     if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
     rows = compare_speed(data, net['model'], size, epochs, rounds, n_train,
-                 photo_size=photo_size, options=net['options'], classes=parse_classes(classes))
+                 photo_size=photo_size, options=net['options'], classes=parse_classes(classes), precision=precision)
     if out: write_atomic(out, rows.to_csv(index=False))
+    if record: _add_rows(rows, results_dir()/'speed'/'trainings.csv')
 
 # %% ../nbs/11b_cli.ipynb #0aa59451
 @command(name='audit')
