@@ -70,15 +70,18 @@ def _bare(cfg, ds, folder, device, **kwargs):
         return train
     return train_plain(cfg, net, opt, batches, val, cfg.precision=='bfloat16')
 
-def _limit(cfg, ds, folder, device, **kwargs):
-    "What the machine could do at best, as if it were an epoch"
+def _at_best(cfg, ds, device, which):
+    "What the machine could do, as if it were an epoch"
     keep_memory()
     batch = cfg.settings['bs']
     ms = step_limit(cfg.model, ds.n_classes, ds.size, batch, cfg.precision, device, **cfg.options)
-    rate = batch/ms*1e3
+    rate = batch/ms[which]*1e3
     return [dict(images_per_s=rate, seconds=len(ds.splits['train'])/rate, input_share=0., val_top1=float('nan'))]
 
-_ways = dict(usual=_usual, ours=_ours, bare=_bare, limit=_limit)
+def _limit(cfg, ds, folder, device, **kwargs): return _at_best(cfg, ds, device, 0)
+def _products(cfg, ds, folder, device, **kwargs): return _at_best(cfg, ds, device, 1)
+
+_ways = dict(usual=_usual, ours=_ours, bare=_bare, limit=_limit, products=_products)
 
 # %% ../nbs/06l_bench.ipynb #fa52c59a
 def _one_training(rows):
@@ -105,7 +108,7 @@ def _in_child(**job):
     return json.loads(r.stdout.splitlines()[-1])
 
 def train_once(
-    way:str,  # `usual`, `ours`, `bare` or `limit`
+    way:str,  # see `_ways`
     cfg:Config,  # what to train; its seed is the number of the round
     job:dict,  # as from `prepared`
 )->dict: # a row of `compare_speed`
@@ -145,7 +148,8 @@ def speed_summary(
     "The figures as a table for people"
     table = pd.DataFrame({w:_way_row(g) for w,g in df.groupby('way', sort=False)}).T
     lines = []
-    pairs = {'P1  ours/usual':('ours','usual'), 'P2  ours/bare ':('ours','bare'), 'L   bare/limit':('bare','limit')}
+    pairs = {'P1  ours/usual':('ours','usual'), 'P2  ours/bare ':('ours','bare'), 'L   bare/limit':('bare','limit'),
+        'M   bare/products':('bare','products')}
     for k,pair in pairs.items():
         if not {*pair}<={*df.way}: continue
         r,least,most = _ratio(df, *pair)

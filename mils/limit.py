@@ -61,6 +61,13 @@ def copy_rate(device, mib=128):
     return 2*4*a.numel()/_median_seconds(lambda: b.copy_(a), device)
 
 @torch.no_grad()
+def product_rate(dtype, device):
+    "Multiply-adds a second in a product of large square matrices"
+    n = 8192 if device.type=='cuda' else 2048
+    a = torch.randn(n, n, device=device).to(dtype)
+    return n**3/_median_seconds(lambda: a@a, device)
+
+@torch.no_grad()
 def product_seconds(rows, inner, columns, groups, dtype, device, is_first):
     "Seconds of a layer's product and its gradients; the first layer has none for its input"
     def random(*sides): return torch.randn(groups, *sides, device=device).to(dtype)
@@ -77,21 +84,23 @@ def limit_table(
     net:nn.Module,
     x:torch.Tensor,  # a batch of pictures
     precision:str='float32',  # or bfloat16
-)->pd.DataFrame: # a row a layer, and one for the optimiser: `layer`, `kind`, `product_ms`, `move_ms`
-    "How long matrix products and moves of a training step take alone"
-    device = x.device
-    dtype,rate = getattr(torch, precision),copy_rate(device)
-    width,rows = dtype.itemsize,[]
+)->pd.DataFrame: # a row a layer, and one for the optimiser: `layer`, `kind`, `product_ms`, `least_ms`, `move_ms`
+    "How long the matrix products of a training step take alone, at their sizes and at the best rate of the machine, and how long its moves"
+    device,dtype = x.device,getattr(torch, precision)
+    moves,products,rows = copy_rate(device),product_rate(dtype, device),[]
     for i,r in enumerate(layer_work(net, x).itertuples()):
+        row = dict(layer=r.layer, kind=r.kind, product_ms=0., least_ms=0., move_ms=0.)
         if r.rows:
-            ms = 1e3*product_seconds(r.rows, r.inner, r.columns, r.groups, dtype, device, i==0)
-            rows.append((r.layer,r.kind,ms,0.))
+            alone = product_seconds(r.rows, r.inner, r.columns, r.groups, dtype, device, i==0)
+            multiply_adds = (2 if i==0 else 3)*r.rows*r.inner*r.columns*r.groups
+            row |= dict(product_ms=1e3*alone, least_ms=1e3*multiply_adds/products)
         else:
-            moved = width*(_times_read*r.read+_times_written*r.written)
-            rows.append((r.layer,r.kind,0.,1e3*moved/rate))
+            moved = dtype.itemsize*(_times_read*r.read+_times_written*r.written)
+            row |= dict(move_ms=1e3*moved/moves)
+        rows.append(row)
     weights = sum(p.numel() for p in net.parameters())
-    rows.append(('','AdamW',0.,1e3*_optimiser_bytes*weights/rate))
-    return pd.DataFrame(rows, columns=['layer','kind','product_ms','move_ms'])
+    rows.append(dict(layer='', kind='AdamW', product_ms=0., least_ms=0., move_ms=1e3*_optimiser_bytes*weights/moves))
+    return pd.DataFrame(rows)
 
 def step_limit(
     name:str,  # see `list_models`
@@ -101,12 +110,12 @@ def step_limit(
     precision:str='float32',  # or bfloat16
     device='cpu',
     **options,  # of the model
-)->float: # milliseconds
+)->tuple: # milliseconds: at the best rate of the machine; with products of the network's own sizes
     "The least that a training step of a network could take on this machine"
     torch.manual_seed(0)
     net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last).train()
     t = limit_table(net, _pictures(batch, size, torch.device(device)), precision)
-    return t.product_ms.sum()+t.move_ms.sum()
+    return t.least_ms.sum()+t.move_ms.sum(), t.product_ms.sum()+t.move_ms.sum()
 
 # %% ../nbs/04c_limit.ipynb #b2b40fff
 _words = {'convolution':'convolution', 'norm':'batch norm', 'relu':'activation', 'threshold':'activation', 'silu':'activation',
@@ -115,6 +124,11 @@ _words = {'convolution':'convolution', 'norm':'batch norm', 'relu':'activation',
 def _kind(op):
     "The kind of an operation of PyTorch"
     return next((kind for word,kind in _words.items() if word in op), 'other')
+
+def _kind_of_layer(name):
+    "The kind of operation of a layer's class, such as `Conv2d`"
+    words = {**_words, 'conv':'convolution', 'linear':'matrix product', 'gelu':'activation', 'sigmoid':'activation'}
+    return next((kind for word,kind in words.items() if word in name.lower()), 'other')
 
 def step_times(
     step,  # a training step, as a function
@@ -128,3 +142,23 @@ def step_times(
     times = Counter()
     for e in p.key_averages(): times[_kind(e.key)] += e.self_cpu_time_total/1e3/n
     return dict(times)
+
+# %% ../nbs/04c_limit.ipynb #c71f1812
+def where_time_goes(
+    name:str,  # see `list_models`
+    n_classes:int=100,
+    size:int=64,  # pixels
+    batch:int=128,
+    precision:str='float32',  # or bfloat16
+    device='cpu',
+    **options,  # of the model
+)->pd.DataFrame: # a row a kind of operation: `kind`, `spent_ms`, `least_ms`
+    "What a training step spends its time on, and the least that each kind of operation could take"
+    torch.manual_seed(0)
+    net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last).train()
+    x = _pictures(batch, size, torch.device(device))
+    t = limit_table(net, x, precision)
+    least = (t.least_ms+t.move_ms).groupby(t.kind.map(_kind_of_layer)).sum()
+    spent = pd.Series(step_times(_training(net, x, precision)))
+    both = pd.DataFrame(dict(spent_ms=spent, least_ms=least)).fillna(0.).sort_values('spent_ms', ascending=False)
+    return both.rename_axis('kind').reset_index()
