@@ -3,12 +3,11 @@
     python benchmarks/start.py --data FOLDER [--size 64] [--rounds 5] [--steps 20] [--record]
 
 Each measurement has a process of its own. Rows: seconds of `import mils.channels`, and whether that loads fastai or pandas; seconds of a
-process that loads a set which is cached already; the peak of a process that trains the Wide ResNet of width 4, as the system counts it, and
-without the pages of the cache, which the system takes back when memory is short.
+process that loads a set which is cached already; the peak of a process that trains the Wide ResNet of width 4, as the system counts it,
+and without the pages of the cache, which the system takes back when memory is short.
 """
 import argparse,json,subprocess,sys
 from datetime import datetime,timezone
-from pathlib import Path
 from mils.core import write_atomic
 from mils.identity import environment
 from mils.machine import default_device
@@ -49,7 +48,8 @@ ds = load_data(sys.argv[1], int(sys.argv[2]))
 cfg = Config('wide_resnet', dict(width=4))
 learn = get_learner(cfg, ds, cbs=FewSteps())
 learn.fit(1)
-print(json.dumps(dict(peak_mib=mib('VmHWM'), anonymous_mib=mib('RssAnon'), pictures=len(ds.images), batch=cfg.settings['bs'], precision=cfg.precision)))
+row = dict(pictures=len(ds.images), batch=cfg.settings['bs'], precision=cfg.precision)
+print(json.dumps(row | dict(peak_mib=mib('VmHWM'), anonymous_mib=mib('RssAnon'))))
 '''
 
 def told(code, *args):
@@ -73,7 +73,8 @@ def main(words=None):
         rows.append(dict(what='start', round=r, **told(STARTED, a.data, a.size)))
     rows.append(dict(what='training', round=0, **told(TRAINED, a.data, a.size, a.steps)))
     e = environment(default_device())
-    conditions = dict(size=a.size, **{k:e[k] for k in ('machine','cores','torch')}, date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    conditions = dict(size=a.size, **{k:e[k] for k in ('machine','cores','torch')}, date=date)
     t = pd.DataFrame(rows).assign(**conditions)
     print(t.drop(columns=['machine','torch','date']).to_string(index=False))
     if a.record:

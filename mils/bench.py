@@ -6,82 +6,23 @@
 __all__ = ['compare_speed']
 
 # %% ../nbs/06l_bench.ipynb #0d0950ff
-import json,os,subprocess,sys,tempfile,time
+import json,subprocess,sys,tempfile,time
 from dataclasses import asdict
 from datetime import datetime,timezone
 from pathlib import Path
-from .core import network_name
+from .core import network_name,write_atomic
 from .manifest import read_manifest
 from .imageset import ImageSet
 from .cache import cached
 from .chroma import chroma
-from .models import create_model
-from .optim import decay_groups,opts
-from .limit import step_limit
-from .machine import default_device,keep_memory
-from .batches import Batches
+from .machine import default_device
 from .config import Config
-from .learner import get_learner
-from .usual import train_plain,usual_loader,write_files
+from .usual import write_files
+from .ways import ways
 from .identity import environment
+from .tables import results_dir
 import pandas as pd,torch
 from PIL import Image
-
-# %% ../nbs/06l_bench.ipynb #87d87e38
-def _new_net(cfg, ds, device, **kwargs):
-    "The network that `get_learner` makes for a plain stem"
-    torch.manual_seed(cfg.seed)
-    options = {'size':ds.size, **cfg.options}
-    return create_model(cfg.model, ds.n_classes, cfg.channels, **options).to(device, **kwargs)
-
-def _usual(cfg, ds, folder, device, resize=False, workers=None):
-    "PIL, transforms for each image, `DataLoader`, float32"
-    s = cfg.settings
-    net = _new_net(cfg, ds, device)
-    decay,rest = decay_groups(net)
-    opt = torch.optim.AdamW([dict(params=decay),
-                             dict(params=rest, weight_decay=0.)],
-                            s['lr'], weight_decay=s['wd'])
-    if workers is None: workers = os.cpu_count()
-    train,val = (usual_loader(ds, folder, o, s, resize, workers, device)
-                 for o in ('train','val'))
-    return train_plain(cfg, net, opt, lambda e: train, val)
-
-def _ours(cfg, ds, folder, device, **kwargs):
-    "`get_learner`"
-    learn = get_learner(cfg, ds, device=device)
-    learn.fit(cfg.epochs)
-    return learn.record.rows
-
-def _bare(cfg, ds, folder, device, **kwargs):
-    "Our batches and settings without the framework"
-    keep_memory()
-    s,stats = cfg.settings,ds.stats
-    net = _new_net(cfg, ds, device, memory_format=torch.channels_last)
-    decay,rest = decay_groups(net)
-    opt = opts[s['opt']]([dict(params=decay), dict(params=rest, weight_decay=0.)],
-                         s['lr'], s['wd'])
-    train = Batches(ds, 'train', stats, bs=s['bs'],
-                    shift=s['shift'], flip=s['flip'], train=True,
-                    seed=cfg.seed, device=device)
-    val = Batches(ds, 'val', stats, bs=2*s['bs'], device=device)
-    def batches(e):
-        train.epoch = e
-        return train
-    return train_plain(cfg, net, opt, batches, val, cfg.precision=='bfloat16')
-
-def _at_best(cfg, ds, device, which):
-    "What the machine could do, as if it were an epoch"
-    keep_memory()
-    batch = cfg.settings['bs']
-    ms = step_limit(cfg.model, ds.n_classes, ds.size, batch, cfg.precision, device, **cfg.options)
-    rate = batch/ms[which]*1e3
-    return [dict(images_per_s=rate, seconds=len(ds.splits['train'])/rate, input_share=0., val_top1=float('nan'))]
-
-def _limit(cfg, ds, folder, device, **kwargs): return _at_best(cfg, ds, device, 0)
-def _products(cfg, ds, folder, device, **kwargs): return _at_best(cfg, ds, device, 1)
-
-_ways = dict(usual=_usual, ours=_ours, bare=_bare, limit=_limit, products=_products)
 
 # %% ../nbs/06l_bench.ipynb #fa52c59a
 def _one_training(rows):
@@ -96,7 +37,7 @@ def _child():
     job = json.load(sys.stdin)
     ds = cached(read_manifest(job['folder']), job['size'], cache_dir=job['cache'])
     how = dict(resize=job['resize'], workers=job['workers'])
-    train = _ways[job['way']]
+    train = ways[job['way']]
     rows = train(Config(**job['cfg']), ds, Path(job['folder']), torch.device(job['device']), **how)
     print('\n'+json.dumps(rows))
 
@@ -108,7 +49,7 @@ def _in_child(**job):
     return json.loads(r.stdout.splitlines()[-1])
 
 def train_once(
-    way:str,  # see `_ways`
+    way:str,  # one of `ways`
     cfg:Config,  # what to train; its seed is the number of the round
     job:dict,  # as from `prepared`
 )->dict: # a row of `compare_speed`
@@ -197,7 +138,8 @@ def _title(c, once):
     if c['photo_size']: pixels = f"upscaled to {c['photo_size']} px JPEGs, used at {c['size']} px"
     else: pixels = f"at {c['size']} px"
     return (f"{c['network']}, {c['n_train']:,} training and {c['n_val']:,} validation images {pixels}, {c['epochs']} epochs, "
-        f"rounds: {c['rounds']}, {c['threads']} threads, {c['device']}, {c['precision']}; decoding once for ours and bare: {once:.1f} s, not timed")
+        f"rounds: {c['rounds']}, {c['threads']} threads, {c['device']}, {c['precision']}; "
+        f"decoding once for ours and bare: {once:.1f} s, not timed")
 
 
 # %% ../nbs/06l_bench.ipynb #753cc4d8
@@ -225,9 +167,21 @@ def compare_speed(
         job,ds,once = prepared(data, tmp, size, n_train, n_val, photo_size, classes, workers, device)
         for r in range(rounds):
             cfg = Config(**settings, seed=r)
-            for way in only or _ways: rows.append(train_once(way, cfg, job))
-    conditions = _conditions(ds, cfg, rounds, photo_size, Path(str(data)).name if isinstance(data, (str,Path)) else data.source, device)
+            for way in only or ways: rows.append(train_once(way, cfg, job))
+    source = data.source if isinstance(data, ImageSet) else Path(data).name
+    conditions = _conditions(ds, cfg, rounds, photo_size, source, device)
     df = pd.DataFrame(rows).assign(**conditions)
     df.attrs.update(once=once, title=_title(conditions, once))
     if only is None: print(speed_summary(df))
     return df
+
+# %% ../nbs/06l_bench.ipynb #14814c86
+def add_rows(
+    rows:pd.DataFrame,  # what `compare_speed` returns
+    to=None,  # a CSV file, made where it is missing; default: the recorded one
+):
+    "Keep a measurement beside those before it"
+    to = Path(to or results_dir()/'speed'/'trainings.csv')
+    to.parent.mkdir(parents=True, exist_ok=True)
+    old = [pd.read_csv(to)] if to.exists() else []
+    write_atomic(to, pd.concat([*old, rows]).to_csv(index=False, float_format='%.6g'))

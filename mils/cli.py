@@ -110,13 +110,6 @@ def measure_costs(
     print(t[['network','depth','parameters','multiply_adds','ms','memory_mib','train_memory_mib']].round(2).to_string(index=False))
 
 # %% ../nbs/11b_cli.ipynb #6aa60193
-def _add_rows(rows, path):
-    "Rows at the end of a CSV file, which is made where it is missing"
-    import pandas as pd
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = [pd.read_csv(path)] if path.exists() else []
-    write_atomic(path, pd.concat([*old, rows]).to_csv(index=False, float_format='%.6g'))
-
 @command(name='bench')
 def time_training(
     data:str='chroma',  # a folder or zip with images, or chroma
@@ -132,8 +125,7 @@ def time_training(
     record:bool=False,  # add the rows to results/speed, which the report reads
 ):
     "Time the usual pipeline, ours and a bare loop, in turn, on this machine"
-    from mils.bench import compare_speed
-    from mils.tables import results_dir
+    from mils.bench import add_rows,compare_speed
     at_least(1, size=size, rounds=rounds, n_train=n_train)
     at_least(2, epochs=epochs)
     at_least(0, photo_size=photo_size)
@@ -143,7 +135,7 @@ def time_training(
     rows = compare_speed(data, net['model'], size, epochs, rounds, n_train,
                  photo_size=photo_size, options=net['options'], classes=parse_classes(classes), precision=precision)
     if out: write_atomic(out, rows.to_csv(index=False))
-    if record: _add_rows(rows, results_dir()/'speed'/'trainings.csv')
+    if record: add_rows(rows)
 
 # %% ../nbs/11b_cli.ipynb #0aa59451
 @command(name='audit')

@@ -10,7 +10,7 @@ import json
 from functools import partial
 from .core import write_atomic
 from .sets import load_data
-from .models import ConcatPool,conv_bn
+from .models import ConcatPool,conv_bn,PartPool
 from .networks.strict import Branches,Plain
 from .profile import multiply_adds
 from .config import Config
@@ -48,17 +48,10 @@ def products(net):
     return swap(net, product)
 
 # %% ../nbs/06q_ideas.ipynb #b5510224
-class MeansOfParts(nn.Module):
-    "Means of n x n parts of the map, and the maximum of all of it: `(batch, c, h, w)` to `(batch, (n*n+1)*c)`"
-    def __init__(self, n=2):
-        super().__init__()
-        self.n = n
-    def forward(self, x): return torch.cat([F.adaptive_avg_pool2d(x, self.n).flatten(1), x.amax((2,3))], 1)
-
 def quarters(net, n=2):
     "Means of parts before the classifier"
     def part(m):
-        if isinstance(m, ConcatPool): return MeansOfParts(n)
+        if isinstance(m, ConcatPool): return PartPool(n)
         if isinstance(m, nn.Linear): return nn.Linear(m.in_features//2*(n*n+1), m.out_features)
     return swap(net, part)
 

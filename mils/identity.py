@@ -83,5 +83,6 @@ def environment(
     "Versions and machine"
     device = torch.device(device or default_device())
     libraries = {n:version(n) for n in ('torch','torchvision','fastai','numpy','pillow')}
-    return dict(python=platform.python_version(), mils=mils.__version__, **libraries, device=str(device), machine=_processor(device), cores=os.cpu_count(),
+    return dict(python=platform.python_version(), mils=mils.__version__, **libraries,
+        device=str(device), machine=_processor(device), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())

@@ -39,6 +39,16 @@ class ConcatPool(nn.Module):
     "Mean and maximum over all positions: `(batch, c, h, w)` to `(batch, 2c)`"
     def forward(self, x): return torch.cat([x.mean((2,3)), x.amax((2,3))], dim=1)
 
+# %% ../nbs/03_models.ipynb #fa3ba6b4
+class PartPool(nn.Module):
+    "Means of n x n parts of the map, and the maximum of all of it: `(batch, c, h, w)` to `(batch, (n*n+1)*c)`"
+    def __init__(self, n=2):
+        super().__init__()
+        self.n = n
+    def forward(self, x): return torch.cat([F.adaptive_avg_pool2d(x, self.n).flatten(1), x.amax((2,3))], 1)
+    def extra_repr(self): return f'{self.n} x {self.n} means'
+
+
 # %% ../nbs/03_models.ipynb #4896e64e
 @register_model
 def small_cnn(

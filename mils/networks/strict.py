@@ -8,8 +8,9 @@ __all__ = ['Branches', 'strict']
 # %% ../../nbs/03e_strict.ipynb #33bb03d6
 from copy import deepcopy
 from ..core import lookup
-from ..models import ConcatPool,conv_bn,register_model
+from ..models import ConcatPool,conv_bn,PartPool,register_model
 from .variants import initialise
+from ..whitening import Whitening
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -24,25 +25,6 @@ class Fading(nn.Module):
         self.register_buffer('share', torch.zeros(()))
     def fade_to(self, share): self.share.fill_(share)
     def forward(self, x): return torch.lerp(F.silu(x), x, self.share.to(x.dtype))
-
-# %% ../../nbs/03e_strict.ipynb #e8a482bd
-def _whitening(ni, ks, near=.9, alike=.8, eps=1e-2):
-    "Kernels `(ni*ks*ks, ni, ks, ks)` that make patches of photographs uncorrelated, of variance one but for what is smaller than `eps`"
-    at = torch.cartesian_prod(torch.arange(ks), torch.arange(ks)).double()
-    pixels = near**torch.cdist(at, at)
-    channels = torch.eye(ni).double().lerp(torch.ones(ni, ni).double(), alike)
-    w,v = torch.linalg.eigh(torch.kron(channels, pixels))
-    return (v/(w+eps).sqrt()).T.flip(0).float().view(-1, ni, ks, ks)
-
-class Whitening(nn.Module):
-    "A convolution that is not trained, see `_whitening`: `(batch, ni, h, w)` to `(batch, ni*ks*ks, h/stride, w/stride)`"
-    def __init__(self, ni, ks, stride=1):
-        super().__init__()
-        self.ks,self.stride = ks,stride
-        self.register_buffer('weight', _whitening(ni, ks))
-    def forward(self, x): return F.conv2d(x, self.weight, stride=self.stride, padding=self.ks//2)
-    def extra_repr(self): return f'ks={self.ks}, stride={self.stride}'
-
 
 # %% ../../nbs/03e_strict.ipynb #25f518ff
 def _linear_conv(ni, nf, ks, stride=1): return conv_bn(ni, nf, ks, stride, act=None)
@@ -135,16 +117,6 @@ def _rows(depth, size, fine, late):
     pooled = [r for r in rows if r[3]>1]
     if late and pooled: pooled[-1][3] //= 2
     return rows
-
-
-# %% ../../nbs/03e_strict.ipynb #ce255de4
-class PartPool(nn.Module):
-    "Means of n x n parts of the map, and the maximum of all of it: `(batch, c, h, w)` to `(batch, (n*n+1)*c)`"
-    def __init__(self, n=2):
-        super().__init__()
-        self.n = n
-    def forward(self, x): return torch.cat([F.adaptive_avg_pool2d(x, self.n).flatten(1), x.amax((2,3))], 1)
-    def extra_repr(self): return f'{self.n} x {self.n} means'
 
 
 # %% ../../nbs/03e_strict.ipynb #b5b465df
