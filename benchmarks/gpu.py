@@ -28,9 +28,10 @@ from mils.machine import default_device,has_bf16
 from mils.config import Config
 from mils.learner import get_learner
 from mils.sweeps import sweep_runs
-from mils.bench import prepared,speed_summary,train_once
+from mils.bench import prepared,train_once
 from mils.specs import load_typed,parse_classes
 from mils.identity import environment
+from mils.facts.gpu import JOBS,PARTS,SWITCHES,WAYS,memory_table,speed_table,switch_table
 import pandas as pd,torch
 
 SMALL = dict(model='small_cnn', options={})
@@ -41,12 +42,12 @@ RESNET = dict(model='resnet34', options=dict(stem='cifar'))
 USUAL_RESNET = dict(model='resnet34', options=dict(stem='imagenet'))
 
 SIZES = {'small_cnn':64}                                    # pixels; 32 for all others, as in Task B
-WAYS = ('usual','ours','bare')
-SWITCHES = ('plain','compile','graphs','compile+graphs')
-FULL = dict(p1=dict(epochs=4, rounds=3), p4=dict(epochs=10, seeds=3), p5=dict(epochs=5, each=3, jobs=(1,2,4,8,12)),
-            steps=dict(batch=128, rounds=9, steps=20, backend='inductor'))
+FULL = dict(p1=dict(epochs=4, rounds=3), p4=dict(epochs=10, seeds=3), p5=dict(epochs=5, each=3, jobs=JOBS),
+            memory=(OURS,RESNET,SMALL,DYNAMIC,WIDE,USUAL_RESNET), steps=(SMALL,OURS,RESNET),
+            step=dict(batch=128, rounds=9, steps=20, backend='inductor'))
 TINY = dict(p1=dict(epochs=2, rounds=1), p4=dict(epochs=2, seeds=1), p5=dict(epochs=1, each=2, jobs=(1,2)),
-            steps=dict(batch=8, rounds=2, steps=2, backend='aot_eager'))
+            memory=(OURS,DYNAMIC), steps=(SMALL,),
+            step=dict(batch=4, rounds=2, steps=2, backend='aot_eager'))
 
 def alone(f, *args):
     "What `f` returns in a process of its own"
@@ -63,15 +64,15 @@ class Lab:
         self.sets = {}
         e = environment(self.device)
         self.machine = dict(device=e['machine'], torch=e['torch'], cuda=torch.version.cuda or '', python=e['python'], cores=e['cores'],
-            commit=e['commit'], data='chroma' if tiny else Path(data).name)
+            commit=e['commit'], data='chroma' if tiny else ' '.join(filter(None, (Path(data).name, classes))))
     def pictures(self, size):
         "The data at a size, loaded once"
         if self.tiny: size = 32
         if size not in self.sets:
-            if self.tiny: self.sets[size] = chroma(n_train=40, n_val=20, n_test=20)
+            if self.tiny: self.sets[size] = chroma(n_train=20, n_val=10, n_test=10)
             else: self.sets[size] = load_typed(self.data, size, self.classes)
         return self.sets[size]
-    def config(self, net, epochs=1, seed=0): return Config(**net, epochs=epochs, seed=seed, overrides=dict(bs=20) if self.tiny else {})
+    def config(self, net, epochs=1, seed=0): return Config(**net, epochs=epochs, seed=seed, overrides=dict(bs=10) if self.tiny else {})
     def of(self, net): return self.pictures(SIZES.get(net['model'], 32))
     @cached_property
     def files(self):
@@ -204,21 +205,19 @@ class Measurement:
 
 def plan(scale):
     "All measurements, the cheap and important ones first"
-    p1,p4,p5,s = (scale[k] for k in ('p1','p4','p5','steps'))
+    p1,p4,p5 = (scale[k] for k in ('p1','p4','p5'))
     def speeds(r): return [Measurement('p1', speed, dict(way=w, round=r, epochs=p1['epochs']), 25) for w in WAYS]
     def accuracies(seed):
         return [Measurement('p4', accuracy, dict(network=name_of(n), seed=seed, epochs=p4['epochs']), t, n)
                 for n,t in ((OURS,25), (RESNET,60))]
     def sweep(jobs): return Measurement('p5', together, dict(network=name_of(DYNAMIC), jobs=jobs, epochs=p5['epochs'], each=p5['each']),
                                         30+8*jobs, DYNAMIC)
-    def steps(n, about): return Measurement('steps', switches, dict(network=name_of(n), **s), about, n)
-    rest = [n for n in range(1, max(p1['rounds'], p4['seeds']))]
-    return [*accuracies(0), *speeds(0),
-            *[Measurement('memory', memory, dict(network=name_of(n)), 12, n) for n in (OURS,RESNET,SMALL,DYNAMIC,WIDE,USUAL_RESNET)],
-            steps(SMALL, 60), steps(OURS, 60), *[sweep(j) for j in p5['jobs'][:4]],
-            *[m for r in rest if r<p1['rounds'] for m in speeds(r)],
-            steps(RESNET, 120), *[sweep(j) for j in p5['jobs'][4:]],
-            *[m for r in rest if r<p4['seeds'] for m in accuracies(r)]]
+    peaks = [Measurement('memory', memory, dict(network=name_of(n)), 12, n) for n in scale['memory']]
+    *quick,last = [Measurement('steps', switches, dict(network=name_of(n), **scale['step']), 120 if n is RESNET else 60, n)
+                   for n in scale['steps']]
+    return [*accuracies(0), *speeds(0), *peaks, *quick, *[sweep(j) for j in p5['jobs'][:4]],
+            *[m for r in range(1, p1['rounds']) for m in speeds(r)], last, *[sweep(j) for j in p5['jobs'][4:]],
+            *[m for r in range(1, p4['seeds']) for m in accuracies(r)]]
 
 def read_rows(path):
     "Rows as they were written, all of them text"
@@ -259,19 +258,9 @@ def run_all(lab, measurements, minutes):
             print(f'{m.title}: failed\n{traceback.format_exc()}', flush=True)
     return failed
 
-SHOWN = dict(p1=[], p4=['network','seed','epoch','elapsed','val_top1'], p5=['network','jobs','runs','first_s','runs_per_hour'],
-             memory=['network','size','batch','start_mib','peak_mib','reserved_mib'],
-             steps=['network','switch','ready_s','ms','gain','why'])
-
-def show(lab):
-    "Print what is known of this device"
-    for part,columns in SHOWN.items():
-        path = lab.out/f'{part}.csv'
-        if not path.exists(): continue
-        t = pd.read_csv(path).query('device==@lab.machine["device"]')
-        print(f'\n{part}')
-        if part=='p1' and t.groupby('round').way.nunique().eq(len(WAYS)).all(): print(speed_summary(t))
-        else: print(t[[c for c in columns or t.columns if c in t]].round(3).to_string(index=False))
+def show(out):
+    "Print what is known of each card"
+    for table in (speed_table,memory_table,switch_table): print('\n'+table(out).to_string())
 
 def main(words=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -279,18 +268,18 @@ def main(words=None):
     p.add_argument('--classes', help='labels to keep, such as 0-49; default: all')
     p.add_argument('--out', default='gpu', help='a folder for the CSV files')
     p.add_argument('--minutes', type=float, default=9.5, help='nothing is started that would end later')
-    p.add_argument('--only', help='parts, such as p1,p4; default: '+','.join(SHOWN))
+    p.add_argument('--only', help='parts, such as p1,p4; default: '+','.join(PARTS))
     p.add_argument('--tiny', action='store_true', help='a rehearsal: a few pictures of chroma, and a few steps')
     a = p.parse_args(words)
-    only = a.only.split(',') if a.only else list(SHOWN)
-    if unknown := set(only)-set(SHOWN): p.error(f'--only {unknown.pop()}; possible: {", ".join(SHOWN)}')
+    only = a.only.split(',') if a.only else list(PARTS)
+    if unknown := set(only)-set(PARTS): p.error(f'--only {unknown.pop()}; possible: {", ".join(PARTS)}')
     if default_device().type!='cuda' and not a.tiny:
         print('there is no GPU here; --tiny rehearses all of it on a processor')
         return 0
     lab = Lab(a.data, a.classes, a.out, a.tiny)
     lab.out.mkdir(parents=True, exist_ok=True)
     with lab.tmp: failed = run_all(lab, [m for m in plan(lab.scale) if m.part in only], a.minutes)
-    show(lab)
+    show(lab.out)
     return int(failed>0)
 
 if __name__=='__main__': sys.exit(main())
