@@ -72,7 +72,7 @@ class Lab:
             if self.tiny: self.sets[size] = chroma(n_train=20, n_val=10, n_test=10)
             else: self.sets[size] = load_typed(self.data, size, self.classes)
         return self.sets[size]
-    def config(self, net, epochs=1, seed=0): return Config(**net, epochs=epochs, seed=seed, overrides=dict(bs=10) if self.tiny else {})
+    def config(self, net, epochs=1, seed=0): return Config(**net, epochs=epochs, seed=seed, overrides=dict(bs=20) if self.tiny else {})
     def of(self, net): return self.pictures(SIZES.get(net['model'], 32))
     @cached_property
     def files(self):
@@ -247,7 +247,7 @@ def run_all(lab, measurements, minutes):
         if is_done(m, lab, read_rows(lab.out/f'{m.part}.csv')): continue
         left = 60*minutes-(time.monotonic()-start)
         if left<=(0 if lab.tiny else m.about):
-            print(f'{m.title}: left out, {left:.0f} s are left and it takes about {m.about:.0f}', flush=True)
+            print(f'{m.title}: left out, {max(left, 0):.0f} s are left and it takes about {m.about:.0f}', flush=True)
             continue
         t = time.monotonic()
         try:

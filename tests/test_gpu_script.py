@@ -26,7 +26,8 @@ def run(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(mils.bench, '_in_child', trained_here)
     monkeypatch.setattr(gpu, 'default_device', lambda: gpu.torch.device('cpu'))
     monkeypatch.setattr(gpu, 'alone', lambda f, *args: f(*args))
-    monkeypatch.setitem(gpu.TINY['p5'], 'jobs', (1,))
+    monkeypatch.setitem(gpu.TINY, 'p4', dict(epochs=1, seeds=1))
+    monkeypatch.setitem(gpu.TINY, 'p5', dict(epochs=1, each=1, jobs=(1,)))
     return lambda *words: gpu.main(['--tiny','--out',str(tmp_path),*words])
 
 def tables(folder): return {p.stem:p.read_text() for p in sorted(folder.glob('*.csv'))}
