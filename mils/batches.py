@@ -40,6 +40,7 @@ class Standardise(Normalize):
 # %% ../nbs/05c_batches.ipynb #af8fbe19
 class Batches(TfmdDL):
     "Normalised batches of one split, shifted and flipped when `train`"
+    part,mixed,whole = None,False,None                        # see `share`
     def __init__(self,
         dataset,  # an `ImageSet`, or `Pictures`
         split:str='train',  # of an `ImageSet`: `train`, `val` or `test`
@@ -99,6 +100,22 @@ def _draw(self:Batches):
 @patch
 def get_idxs(self:Batches): return self._draw()[0].cpu()
 
+# %% ../nbs/05c_batches.ipynb #17c01fa1
+def share(
+    n:int,  # pictures
+    rank:int,  # of the process, from 0
+    ranks:int,  # processes
+)->slice:
+    "The pictures of a batch that are this process's; shares differ by one picture at most"
+    return slice(n*rank//ranks, n*(rank+1)//ranks)
+
+@patch
+def _mine(self:Batches, i, k):
+    "Of a batch, what this process loads: numbers of pictures, and of their moves"
+    mine,there = share(len(i), *self.part),self.dataset.there
+    self.whole = len(i),None if there is None else there[i],mine
+    return (i,k) if self.mixed else (i[mine],k[mine])
+
 # %% ../nbs/05c_batches.ipynb #7d0824d9
 @patch
 def __iter__(self:Batches):
@@ -110,6 +127,8 @@ def __iter__(self:Batches):
         order = torch.as_tensor(list(islice(self.get_idxs(), self.n)), device=self.device)
         turns = torch.arange(len(order), device=self.device)
     for i,k in list(zip(order.split(self.bs), turns.split(self.bs)))[:len(self)]:
+        if self.part: i,k = self._mine(i, k)
+        if not len(i): continue
         typed = self.after_batch(self.dataset.batch(i, moves and [o[k] for o in moves]))
         batch = tuple(o.as_subclass(torch.Tensor) for o in typed)
         self.seconds += time.perf_counter()-start

@@ -122,6 +122,7 @@ def train_network(
     bits:int=8,  # of a pixel in the cache: 8 or 16
     always:str=None,  # channels that every set drawn in training has, such as R+NIR
     share:str=None,  # share of the sets drawn in training that have a channel: DNA=0.8,NIR=0.5
+    processes:int=1,  # that train it together, each with its GPU or its part of the cores; batches and results stay what they are
 ):
     "Train one network and print its accuracy"
     from mils.config import Config
@@ -134,7 +135,7 @@ def train_network(
     ds = load_typed(data, size, classes, skip_bad, channels=names, rules=range, bits=bits)
     cfg = replace(cfg, channels=channel_set(names or ds.channels, ds.channels),
                   shares=parse_shares(always, share))
-    run = train_run(cfg, ds, runs)
+    run = train_run(cfg, ds, runs, processes=processes)
     done = json.loads((run/'DONE').read_text())
     print(f'{run}\n{done["parameters"]:,} parameters, {done["seconds"]:.0f} s of training, {done["images_per_s"]:,.0f} images/s')
     for line in _accuracy_lines(done['accuracy'], cfg.names): print(line)

@@ -7,21 +7,26 @@ __all__ = ['train_run']
 
 # %% ../nbs/06d_runs.ipynb #d2586ee0
 import json,sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime,timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from .core import write_atomic
 from .imageset import ImageSet
 from .disk import locked
+from .machine import default_device
 from .classifier import save_classifier
 from .config import Config
 from .learner import get_learner
+from .processes import registered,run_together
+from .ddp import check_processes,in_group,sharing
 from .weights import load_state,save_state
 from .prediction import predict_sets
 from .dynamics import dead_units,Gradients
 from .identity import data_identity,declared,environment,run_name,source_digest
 from .trained import check_folder,check_resumed,load_run,outside_digests
-import pandas as pd
+import pandas as pd,torch
 
 # %% ../nbs/06d_runs.ipynb #685f1deb
 def _resume(learn, folder):
@@ -62,28 +67,52 @@ def _about(cfg, ds):
     return dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg), code=source_digest(), outside=outside_digests(cfg),
         source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=_now())
 
-def _teacher(cfg, ds, root, device, wait):
-    "The network that teaches, trained first where it is not there; nothing where none is asked for"
-    if cfg.teacher: return load_run(train_run(cfg.teacher, ds, root, device, wait)).net
-
-def _train(cfg, ds, folder, device, wait):
-    "The work of `train_run`, with the folder locked"
-    if not (folder/'config.json').exists():
-        write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
-    write_atomic(folder/'env.json', json.dumps(environment(device), indent=1))
-    teacher = _teacher(cfg, ds, folder.parent, device, wait)
-    learn = get_learner(cfg, ds, device, write=_save_epoch(folder), teacher=teacher)
+def _fit(cfg, ds, folder, device, teacher, write=None, within=nullcontext):
+    "The learner of a run, trained from where the run is; `teacher` is the folder of the network that teaches"
+    teacher = load_run(teacher).net if teacher else None
+    learn = get_learner(cfg, ds, device, write=write, teacher=teacher)
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     if rows and outside_digests(cfg): check_resumed(learn, folder)
-    learn.fit(cfg.epochs, start_epoch=len(rows))
-    net = learn.classifier(dict(run=folder.name, versions=declared(cfg), data=data_identity(ds)))
+    with within(learn): learn.fit(cfg.epochs, start_epoch=len(rows))
+    return learn
+
+def _finish(learn, ds, folder):
+    "Write what a run ends with"
+    net = learn.classifier(dict(run=folder.name, versions=declared(learn.cfg), data=data_identity(ds)))
     save_classifier(folder/'model.safetensors', net)
     preds = [predict_sets(net, ds, s).assign(split=s)
              for s in ('val','test') if len(ds.splits[s])]
     preds = pd.concat(preds, ignore_index=True)
     write_atomic(folder/'predictions.parquet', lambda p: preds.to_parquet(p, compression='zstd'))
-    write_atomic(folder/'DONE', json.dumps(_summary(rows, preds, net, dead_units(learn.model, learn.dls.valid)), indent=1))
+    dead = dead_units(learn.model, learn.dls.valid)
+    write_atomic(folder/'DONE', json.dumps(_summary(learn.record.rows, preds, net, dead), indent=1))
+
+# %% ../nbs/06d_runs.ipynb #910d8959
+def _one_of(rank, ranks, store, cfg, ds, folder, device, teacher):
+    "The work of one of several processes"
+    with in_group(rank, ranks, store, device) as mine:
+        write = _save_epoch(folder) if rank==0 else None
+        learn = _fit(cfg, ds, folder, mine, teacher, write, sharing)
+    if rank==0: _finish(learn, ds, folder)
+
+def _train_together(cfg, ds, folder, device, teacher, processes):
+    "Train a run in several processes"
+    known = registered([c for c in (cfg,cfg.teacher) if c], 'train in one process')
+    method = 'spawn' if device.type=='cuda' or sys.platform=='win32' else 'forkserver'
+    with TemporaryDirectory() as meeting:
+        args = processes,f'{meeting}/store',cfg,ds,folder,device,teacher
+        run_together(_one_of, processes, args, known, method)
+
+def _train(cfg, ds, folder, device, wait, processes):
+    "The work of `train_run`, with the folder locked"
+    if not (folder/'config.json').exists():
+        write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
+    several = dict(processes=processes) if processes>1 else {}
+    write_atomic(folder/'env.json', json.dumps(environment(device)|several, indent=1))
+    teacher = train_run(cfg.teacher, ds, folder.parent, device, wait, processes) if cfg.teacher else None
+    if processes>1: _train_together(cfg, ds, folder, device, teacher, processes)
+    else: _finish(_fit(cfg, ds, folder, device, teacher, _save_epoch(folder)), ds, folder)
 
 # %% ../nbs/06d_runs.ipynb #40179ac0
 def train_run(
@@ -92,12 +121,15 @@ def train_run(
     root='runs',  # where runs live, a folder each
     device=None,  # default: a GPU where there is one
     wait:bool=True,  # for another process that is at this run
+    processes:int=1,  # that train it together, each with a GPU or a part of the cores; changes how long it takes, and not its name
 )->Path: # the run's folder
     """Train, or continue, or do nothing where it is done; afterwards the folder holds weights, predictions and `DONE`
 
     `ValueError` for data without validation images and for a folder that holds a run of another network,
-    `filelock.Timeout` where another process is at the run and `wait` is false.
+    `filelock.Timeout` where another process is at the run and `wait` is false, `RuntimeError` where one of several processes died.
     """
+    device = torch.device(device or default_device())
+    check_processes(processes, device)
     if not len(ds.splits['val']):
         raise ValueError(f'{ds} has no validation images; list some in val.txt, put some into a folder val/, or give it more a class')
     folder = Path(root)/run_name(cfg, ds)
@@ -105,7 +137,7 @@ def train_run(
     with locked(f'{folder}/', wait):
         check_folder(cfg, ds, folder)
         try:
-            if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait)
+            if not (folder/'DONE').exists(): _train(cfg, ds, folder, device, wait, processes)
         except FileNotFoundError:                  # of a temporary file: another machine took this one for dead and was first
             if not (folder/'DONE').exists(): raise
         for left in (*folder.glob('.*.tmp'), folder/'state.safetensors'):      # a process that is killed while it writes leaves some

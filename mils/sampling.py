@@ -81,6 +81,15 @@ class ChannelSampling(Callback):
             m[:,self.names.index(name)] = torch.rand(n, generator=g, device=g.device)<share
         return _of_those(m, there)
 
+# %% ../nbs/05d_sampling.ipynb #9ea248c1
+@patch
+def _sets(self:ChannelSampling, n, c, there):
+    "Sets for the pictures of a batch, or of a share of it"
+    whole = getattr(self.dl, 'whole', None)
+    if whole is None: return self.masks(n, c, there=there)
+    n,there,mine = whole
+    return self.masks(n, c, there=there)[mine]
+
 # %% ../nbs/05d_sampling.ipynb #5f45de41
 @patch
 def before_train(self:ChannelSampling):
@@ -93,7 +102,7 @@ def before_batch(self:ChannelSampling):
     if not self.training: return
     x,there = (*self.xb, None)[:2]
     n,c = x.shape[:2]
-    m = torch.cat([self.masks(n, c, there=there) for _ in range(self.views)])
+    m = torch.cat([self._sets(n, c, there) for _ in range(self.views)])
     if self.distill: m[:n] = True if there is None else there
     if self.views>1:
         x = x.repeat(self.views, 1, 1, 1).contiguous(memory_format=torch.channels_last)

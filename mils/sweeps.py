@@ -6,19 +6,17 @@
 __all__ = ['sweep_runs']
 
 # %% ../nbs/06e_sweeps.ipynb #1823e95a
-import json,os,pickle,sys
+import json,os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context,parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from .core import progress
 from .imageset import ImageSet
 from .parts import part
-from .generators import generators
-from .models import models
+from .processes import prepare,registered
 from .identity import run_name
 from .runs import train_run
 import torch
@@ -50,58 +48,26 @@ def run_set(
     return found
 
 # %% ../nbs/06e_sweeps.ipynb #393bfb45
-_registries = dict(model=models, generator=generators)
-
 class _Worker:
     "What a process that trains runs has been given"
     ds=folds=root=device=None
 
-def _prepare(ds, folds, root, device, threads, registered):
+def _prepare(ds, folds, root, device, threads, known):
     "Prepare a process for `_try_run`"
     _Worker.ds,_Worker.folds,_Worker.root,_Worker.device = ds,folds,root,device
-    for kind,name,f,version in registered:
-        _registries[kind].register(f, name=name, version=version)
     torch.set_num_threads(threads)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-def _end_with_parent():
-    parent_process().join()
-    os._exit(1)
+    prepare(known)
 
 def _try_run(cfg, wait):
     "Train a run in a process that is prepared"
     ds = seed_set(_Worker.ds, cfg.seed, _Worker.folds)
     return train_run(cfg, ds, _Worker.root, _Worker.device, wait=wait)
 
-# %% ../nbs/06e_sweeps.ipynb #fe0a4d8f
-def _can_be_imported(f):
-    "Whether a new process finds this function or class where it says it is"
-    if f.__module__=='__main__' and not hasattr(sys.modules['__main__'], '__file__'): return False
-    try: pickle.dumps(f)
-    except (pickle.PicklingError,AttributeError): return False
-    return True
-
-def _registered(cfgs):
-    "What a new process has to register to train `cfgs`; `ValueError` for what it cannot import"
-    used = dict(model={c.model for c in cfgs},
-                generator={c.generator for c in cfgs if c.dynamic})
-    outside = []
-    for kind,names in used.items():
-        registry = _registries[kind]
-        for name in sorted(names):
-            f = registry[name]
-            if registry.is_ours(name): continue
-            if not _can_be_imported(f):
-                raise ValueError(f'{name} is defined in this session, where other processes cannot see it; '
-                                 'put it into a file of its own and import it, or train one run at a time (jobs=1)')
-            outside.append((kind, name, f, registry.versions[name]))
-    return outside
-
 # %% ../nbs/06e_sweeps.ipynb #89bea75e
 def _start_pool(stack, cfgs, ds, root, device, jobs, folds):
     "A function that starts a run in one of `jobs` processes, and gives a function that waits for it"
     threads = max(1, os.cpu_count()//jobs)
-    given = (ds, folds, root, device, threads, _registered(cfgs))
+    given = (ds, folds, root, device, threads, registered(cfgs, "train one run at a time (jobs=1)"))
     workers = max(1, min(jobs, len(cfgs)))
     pool = stack.enter_context(ProcessPoolExecutor(workers, get_context('spawn'), _prepare, given))
     stack.callback(pool.shutdown, cancel_futures=True)              # after an error, do not start what is left
