@@ -13,7 +13,7 @@ from .imageset import having,ImageSet
 from .models import create_model
 from .optim import layer_groups,opts,PairedGroups,schedules
 from .machine import default_device,keep_memory,SmallMaps
-from .classifier import stats_of
+from .classifier import Architecture,Classifier,stats_of
 from .batches import Batches
 from .sampling import ChannelSampling,samplings
 from .config import Config
@@ -144,3 +144,14 @@ def get_learner(
     if cfg.sampling!='none': dls.train.sets = learn.channel_sampling.some_sets
     show_progress(learn, f'{cfg.model} s{cfg.seed}')
     return learn
+
+# %% ../nbs/05f_learner.ipynb #c41cb5ef
+@patch
+def classifier(self:RecipeLearner,
+    origin:dict=None,  # where the network comes from
+)->Classifier:
+    "The network of this learner with all it needs; it shares the weights"
+    pictures,channels = self.dls.train_ds,self.cfg.names
+    ranges = pictures.ranges and pictures.ranges.of(channels)
+    arch = Architecture.of(self.cfg)
+    return Classifier(self.model, channels, self.stats, list(self.dls.vocab), pictures.size, arch, origin, ranges).eval()
