@@ -16,6 +16,7 @@ warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureW
 
 # %% ../nbs/00_threads.ipynb #e17ee5a8
 _lab = 'fastai plum pandas pyarrow scipy mpmath statsmodels sklearn matplotlib seaborn networkx'.split()
+_extras = {**dict.fromkeys(_lab, 'lab'), 'ray':'ray'}
 
 def _asked_by_us():
     "Whether the innermost module that is at work, imports aside, is one of this package"
@@ -27,7 +28,8 @@ class _Extras:
     "Names the extra for a library that this package misses"
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name not in _lab or not _asked_by_us(): return None
-        raise ModuleNotFoundError(f'{name} is missing, which comes with the extra lab: pip install "mils[lab]"', name=name)
+        if name not in _extras or not _asked_by_us(): return None
+        extra = _extras[name]
+        raise ModuleNotFoundError(f'{name} is missing, which comes with the extra {extra}: pip install "mils[{extra}]"', name=name)
 
 sys.meta_path.append(_Extras)

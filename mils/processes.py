@@ -53,13 +53,19 @@ def _end_with_parent():
     parent_process().join()
     os._exit(1)
 
+def register_known(
+    known,  # as from `registered`
+):
+    "Make a process know networks and generators of a user"
+    for kind,name,f,version in known:
+        _registries[kind].register(f, name=name, version=version)
+
 def prepare(
     known,  # as from `registered`
 ):
     "Make a new process know what the one that started it knows, and end with it"
     Thread(target=_end_with_parent, daemon=True).start()
-    for kind,name,f,version in known:
-        _registries[kind].register(f, name=name, version=version)
+    register_known(known)
 
 # %% ../nbs/05fa_processes.ipynb #313f746c
 def _mapped(file, dtype, offset, shape): return np.memmap(file, dtype, 'r', offset, shape)

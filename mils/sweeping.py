@@ -39,12 +39,24 @@ def _without_recorded(cfgs, ds, folds, table):
             if run_name(c, seed_set(ds, c.seed, folds)) not in known]
 
 # %% ../nbs/11aa_sweeping.ipynb #fab1bd65
-def _sweep_data(protocol, p, data, size, classes, *about, **more):
+def _asked_channels(channels):
+    "The channel sets that were typed, and every name in them"
+    sets = [parse_channels(o) for o in channels.split(',')] if channels else []
+    return sets, tuple(dict.fromkeys(c for s in sets for c in s)) or None
+
+def _sweep_data(protocol, p, data, size, classes, skip_bad, names, range, bits):
     "What a sweep trains on; `ValueError` names `--classes` where the protocol's are not in the data"
-    try: return load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), *about, **more)
+    how = dict(channels=names, rules=range or p.get('range'), bits=bits or p.get('bits', 8))
+    try: return load_typed(data or p['data'], size or p['size'], classes or p.get('classes'), skip_bad, p.get('derived'), **how)
     except ValueError as e:
         if classes or not str(e).startswith('classes:'): raise
         raise ValueError(f"{e}. {protocol} is meant for the classes {p['classes']}; --classes takes others") from None
+
+def _tell(failed, n, root):
+    "Print how a sweep of `n` runs ended; its exit status"
+    print(f'{n-len(failed)} of {n} runs are done, in {root}')
+    for run,why in failed.items(): print(f'failed: {run}: {why}', file=sys.stderr)
+    return int(bool(failed))
 
 # %% ../nbs/11aa_sweeping.ipynb #9c143976
 @command(name='sweep')
@@ -62,6 +74,10 @@ def run_sweep(
     runs:str='runs',  # runs live in a folder of the protocol's name below
     precision:str=None,  # float32 or bfloat16; default: as the protocol says
     jobs:int=1,  # runs at a time, each with its share of the processor's cores
+    on:str='processes',  # of this machine; or ray: a cluster, which needs pip install "mils[ray]"
+    address:str=None,  # HOST:PORT of a Ray cluster; default: one is started on this machine
+    num_cpus:float=None,  # processors of a run on Ray; default: 1
+    num_gpus:float=None,  # GPUs of a run on Ray, 0.5 for two runs a GPU; default: 1 where the cluster has GPUs
     skip_recorded:bool=False,  # leave out runs that the tables in results/ hold already, trained elsewhere
     skip_bad:bool=False,  # go on without unreadable images
     range:str=None,  # values of the files that are 0 and 1: type, percentiles, 0:4095, DNA=0:4095,NIR=type; default: as the protocol says
@@ -70,23 +86,19 @@ def run_sweep(
     "Train every run of a grid that is not done yet; after any interruption the same command continues"
     from mils.protocols import protocols
     from mils.tables import results_dir
-    from mils.sweeps import sweep_runs
+    from mils.sweeps import check_engine,sweep_runs
     p = lookup(protocols, protocol, 'protocol')
     folds = p.get('folds', False)
-    sets = [parse_channels(o) for o in channels.split(',')] if channels else []
-    names = tuple(dict.fromkeys(c for s in sets for c in s)) or None
+    sets,names = _asked_channels(channels)
     at_least(1, jobs=jobs, size=size)
-    how = dict(channels=names, rules=range or p.get('range'), bits=bits or p.get('bits', 8))
-    ds = _sweep_data(protocol, p, data, size, classes, skip_bad, p.get('derived'), **how)
+    engine = dict(on=on, address=address, num_cpus=num_cpus, num_gpus=num_gpus)
+    check_engine(jobs=jobs, **engine)                    # before the pictures are decoded
+    ds = _sweep_data(protocol, p, data, size, classes, skip_bad, names, range, bits)
     seeds = parse_numbers(seeds) if seeds else None
     cfgs = _plan(p, ds.channels, networks, sets, set, precision, epochs=epochs, seeds=seeds, recipe=recipe)
     if skip_recorded: cfgs = _without_recorded(cfgs, ds, folds, results_dir()/protocol/'runs.csv')
     root = Path(runs)/protocol
-    failed = sweep_runs(cfgs, ds, root, jobs=jobs, folds=folds)
-    print(f'{len(cfgs)-len(failed)} of {len(cfgs)} runs are done, in {root}')
-    for run,why in failed.items():
-        print(f'failed: {run}: {why}', file=sys.stderr)
-    return int(bool(failed))
+    return _tell(sweep_runs(cfgs, ds, root, jobs=jobs, folds=folds, **engine), len(cfgs), root)
 
 # %% ../nbs/11aa_sweeping.ipynb #e51712c6
 @command

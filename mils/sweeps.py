@@ -13,12 +13,13 @@ from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from .core import progress
+from .core import lookup,progress
 from .imageset import ImageSet
 from .parts import part
-from .processes import prepare,registered
+from .processes import prepare,register_known,registered
 from .identity import run_name
 from .runs import train_run
+from .cluster import find_cluster,join_cluster,ray_needs,RayRuns
 import torch
 from filelock import Timeout
 
@@ -58,44 +59,88 @@ def _prepare(ds, folds, root, device, threads, known):
     torch.set_num_threads(threads)
     prepare(known)
 
+def _train_seed(cfg, ds, root, folds, device, wait):
+    "Train a run on the data of its seed"
+    return train_run(cfg, seed_set(ds, cfg.seed, folds), root, device, wait=wait)
+
 def _try_run(cfg, wait):
     "Train a run in a process that is prepared"
-    ds = seed_set(_Worker.ds, cfg.seed, _Worker.folds)
-    return train_run(cfg, ds, _Worker.root, _Worker.device, wait=wait)
+    return _train_seed(cfg, _Worker.ds, _Worker.root, _Worker.folds, _Worker.device, wait)
 
 # %% ../nbs/06e_sweeps.ipynb #89bea75e
-def _start_pool(stack, cfgs, ds, root, device, jobs, folds):
-    "A function that starts a run in one of `jobs` processes, and gives a function that waits for it"
+def _in_processes(stack, cfgs, ds, root, device, folds, jobs):
+    "One run after the other in this process, or `jobs` at a time in others"
+    if jobs==1: return lambda cfgs,wait: [(cfg, partial(_train_seed, cfg, ds, root, folds, device, wait)) for cfg in cfgs]
     threads = max(1, os.cpu_count()//jobs)
     given = (ds, folds, root, device, threads, registered(cfgs, "train one run at a time (jobs=1)"))
     workers = max(1, min(jobs, len(cfgs)))
     pool = stack.enter_context(ProcessPoolExecutor(workers, get_context('spawn'), _prepare, given))
     stack.callback(pool.shutdown, cancel_futures=True)              # after an error, do not start what is left
-    return lambda cfg,wait: pool.submit(_try_run, cfg, wait).result
+    return lambda cfgs,wait: [(cfg, pool.submit(_try_run, cfg, wait).result) for cfg in cfgs]
 
+# %% ../nbs/06e_sweeps.ipynb #a4065f99
+def _know(known, threads):
+    "Prepare a process of a node"
+    torch.set_num_threads(threads)
+    register_known(known)
+
+def _on_ray(stack, cfgs, ds, root, device, folds, address, num_cpus, num_gpus):
+    "As many runs at a time as the nodes of a Ray cluster have room for"
+    known,root = registered(cfgs, 'train it in processes (on="processes")'),Path(root).absolute()
+    join_cluster(stack, address)
+    needs = ray_needs(num_cpus, num_gpus, device)
+    if not needs['num_gpus']: device = 'cpu'
+    threads = max(1, int(needs['num_cpus']))
+    name = lambda cfg: run_name(cfg, seed_set(ds, cfg.seed, folds))
+    work = partial(_know, known, threads),partial(_train_seed, folds=folds, device=device)
+    there = RayRuns(stack, ds, root, name, work, needs)
+    here = _in_processes(stack, cfgs, ds, root, device, folds, jobs=1)
+    def run(cfgs, wait):
+        done = [cfg for cfg in cfgs if (root/name(cfg)/'DONE').exists()]
+        yield from here(done, wait)
+        yield from there([cfg for cfg in cfgs if cfg not in done], wait)
+    return run
+
+# %% ../nbs/06e_sweeps.ipynb #c4dfd77c
+engines = dict(processes=_in_processes, ray=_on_ray)
+
+def check_engine(on, jobs=1, address=None, num_cpus=None, num_gpus=None):
+    "What the engine `on` is to be told; an error where it is unknown, is told what another one is, or is not there"
+    lookup(engines, on, 'engine')
+    rays = dict(address=address, num_cpus=num_cpus, num_gpus=num_gpus)
+    if on=='ray':
+        if jobs!=1: raise ValueError(f'jobs={jobs} is for processes; on ray, num_cpus and num_gpus of a run decide how many fit')
+        find_cluster(address)
+        return rays
+    for k,v in rays.items():
+        if v is not None: raise ValueError(f'{k}={v!r} is for ray; the engine is {on}')
+    return dict(jobs=jobs)
+
+# %% ../nbs/06e_sweeps.ipynb #89cc1fc6
 def sweep_runs(
     cfgs,  # `Config`s
     ds:ImageSet,
     root='runs',
     device=None,
-    jobs:int=1,  # runs at a time
+    jobs:int=1,  # runs at a time, in processes
     folds:bool=False,  # see `seed_set`
+    on:str='processes',  # the engine: `processes` or `ray`
+    address:str=None,  # `HOST:PORT` of a Ray cluster; default: one on this machine, for this sweep
+    num_cpus:float=None,  # of a run on Ray; default: 1
+    num_gpus:float=None,  # of a run on Ray, .5 for two runs a GPU; default: 1 where the cluster has GPUs
 )->dict: # run name -> what went wrong, for each run that failed
     "Train every run that is not done yet"
-    def here(cfg, wait):
-        return partial(train_run, cfg, seed_set(ds, cfg.seed, folds), root, device, wait=wait)
-    failed = {}
+    how,failed = check_engine(on, jobs, address, num_cpus, num_gpus),{}
     with ExitStack() as stack:
-        if jobs>1:
-            start = _start_pool(stack, cfgs, ds, root, device, jobs, folds)
-        else: start = here
+        run = engines[on](stack, cfgs, ds, root, device, folds, **how)
         for wait in (False,True):
-            todo,cfgs = [(cfg, start(cfg, wait)) for cfg in cfgs],[]
-            if not todo: break
-            for cfg,finish in progress(todo, 'runs'):
+            if not cfgs: break
+            later = []
+            for cfg,finish in progress(run(cfgs, wait), 'runs', total=len(cfgs)):
                 try: finish()
-                except Timeout: cfgs.append(cfg)
+                except Timeout: later.append(cfg)
                 except (OSError,BrokenProcessPool): raise
                 except Exception as e:                              # in words: an exception would keep the network in memory
                     failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = f'{type(e).__name__}: {e}'
+            cfgs = later
     return failed

@@ -32,7 +32,8 @@ def test_usage(capsys):
     (['train','small_cnn:dynamic:generator=bnak'], "did you mean 'bank'?"), (['train','small_cnn','--data','chrom'], "'chroma'"),
     (['train','small_cnn','--set','rl=1'], "recipe setting"), (['train','small_cnn','--channels','RX'], 'possible: R, G, B'),
     (['train','small_cnn','--epochs','0'], 'expected 1 or more'), (['train','small_cnn','--classes','a'], '0-49'),
-    (['train','small_cnn:width=1,2'], 'mils sweep'), (['results','chroma','--runs','/nowhere'], 'no finished run')])
+    (['train','small_cnn:width=1,2'], 'mils sweep'), (['sweep','chroma','--on','rya'], "did you mean 'ray'?"),
+    (['sweep','chroma','--address','localhost:6379'], 'is for ray'), (['results','chroma','--runs','/nowhere'], 'no finished run')])
 def test_errors_are_one_line(words, say, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)                 # a run folder may be there before the error is
     assert main(words)==1

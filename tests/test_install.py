@@ -95,3 +95,19 @@ def test_each_library_of_the_lab_is_known_by_its_module():
     modules = {'plum-dispatch':'plum', 'scikit-learn':'sklearn'}
     names = [re.match(r'[\w-]+', o)[0] for o in lab]
     assert {modules.get(o, o) for o in names}=={*package._lab}
+
+def test_without_ray_a_sweep_on_it_says_what_to_install():
+    "Before anything is loaded or decoded; and who sweeps without Ray does not import it"
+    code = '''
+import sys
+from importlib.machinery import PathFinder
+class Rest:
+    def find_spec(name, path=None, target=None): return None if name=='ray' else PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [Rest if o is PathFinder else o for o in sys.meta_path]
+from mils.cli import main
+import mils.sweeps
+assert 'ray' not in sys.modules
+sys.exit(main(sys.argv[1:]))'''
+    done = subprocess.run([sys.executable,'-c',code,'sweep','chroma','--on','ray'], capture_output=True, text=True)
+    said = 'mils: ray is missing, which comes with the extra ray: pip install "mils[ray]"'
+    assert done.returncode==1 and done.stderr.splitlines()[-1]==said, done.stderr
