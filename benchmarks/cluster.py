@@ -63,7 +63,8 @@ def main(n, out):
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as tmp:
         cluster,start = start_seconds(Path(tmp)/'start')
-        row = dict(cluster_s=cluster, start_s=start, run_s=run_seconds(Path(tmp)/'runs', n), load=load, cores=os.cpu_count())
+        run = run_seconds(Path(tmp)/'runs', n)
+    row = dict(cluster_s=cluster, start_s=start, run_s=run, load=load, cores=os.cpu_count())
     table = pd.DataFrame([row]).round(2)
     print(table.to_string(index=False))
     if out: table.to_csv(out, index=False)
