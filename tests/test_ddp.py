@@ -19,7 +19,7 @@ from mils.runs import train_run
 from mils.weights import load_state,save_state
 
 cpu,HERE = torch.device('cpu'),'forkserver'         # processes come from one that has loaded PyTorch
-get_context(HERE).set_forkserver_preload(['mils.cli','mils.runs','mils.chroma'])
+get_context(HERE).set_forkserver_preload(['mils.cli','mils.runs','mils.chroma','pytest'])
 one_worker = pytest.mark.xdist_group('ddp')
 
 def small_set(): return chroma(n_train=70, n_val=41, n_test=20)
