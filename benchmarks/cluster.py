@@ -2,10 +2,12 @@
 
     python benchmarks/cluster.py [--runs 24] [--out FILE.csv]
 
-**cluster** is what Ray takes to start on one machine. **start** is the time from the call to the first moment of the first task on a
-cluster that is there: the pictures in the object store, a process that has loaded PyTorch. **run** is what 24 tiny runs take on one processor of a cluster that has begun, less what they take
-without Ray, for each of them. `load` is what else was at work (processes that wait for one of `cores`): on a busy machine both are
-longer.
+* **cluster** is what Ray takes to start on one machine.
+* **start** is the time from the call to the first moment of the first task on a cluster that is there: the pictures in the object
+  store, a process that has loaded PyTorch.
+* **run** is what 24 tiny runs take on one processor of a cluster, less what they take without Ray, for each of them.
+
+`load` is what else was at work (processes that wait for one of `cores`): on a busy machine all are longer.
 """
 import argparse,os,tempfile,time
 from dataclasses import replace

@@ -101,8 +101,9 @@ def test_without_ray_a_sweep_on_it_says_what_to_install():
     code = '''
 import sys
 from importlib.machinery import PathFinder
-class Rest:
-    def find_spec(name, path=None, target=None): return None if name=='ray' else PathFinder.find_spec(name, path, target)
+class Rest(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None): return None if name=='ray' else PathFinder.find_spec(name, path, target)
 sys.meta_path[:] = [Rest if o is PathFinder else o for o in sys.meta_path]
 from mils.cli import main
 import mils.sweeps
