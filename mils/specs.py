@@ -72,16 +72,14 @@ def parse_networks(
 def registered_names()->dict: # `networks` and `generators`, lists of names
     "Every network and generator that is registered; without PyTorch as long as no file of the package changes"
     import mils
-    from mils.disk import cache_home
+    from mils.disk import cache_home,remember,remembered
     sources = [f.read_bytes() for f in sorted(Path(mils.__file__).parent.rglob('*.py'))]
     kept = cache_home()/f'names-{hashlib.sha256(b"".join(sources)).hexdigest()[:12]}.json'
-    if kept.exists(): return json.loads(kept.read_text())
+    if names := remembered(kept): return names
     from mils.generators import generators
     from mils.models import list_models
     names = dict(networks=list_models(), generators=list(generators))
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps(names))
+    try: remember(kept, names)
     except OSError: pass          # a cache that cannot be written costs time, and nothing else
     return names
 

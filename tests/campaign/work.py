@@ -22,7 +22,7 @@ ARMS = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options
 CFGS = grid(ARMS, seeds=[0,1], epochs=2, overrides=dict(bs=32))
 
 @lru_cache(None)
-def pictures(): return chroma(n_train=160, n_val=40, n_test=40)
+def pictures(): return chroma(n_train=96, n_val=40, n_test=40)
 
 def photos(path, n=400):
     "A folder of pictures, each of which shows its number"
