@@ -6,10 +6,10 @@
 __all__ = []
 
 # %% ../nbs/11_specs.ipynb #3be2d0f5
-import hashlib,json,re,sys
+import hashlib,re,sys
 from itertools import product
 from pathlib import Path
-from .core import channel_set,typed_value,write_atomic
+from .core import channel_set,typed_value
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(

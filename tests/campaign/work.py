@@ -9,6 +9,7 @@ from mils.arms import grid
 from mils.cache import cached
 from mils.chroma import chroma
 from mils.config import Config
+from mils.decode import decode  # noqa: F401
 from mils.export import export as write_export
 from mils.manifest import read_manifest
 from mils.runs import train_run
@@ -24,13 +25,12 @@ CFGS = grid(ARMS, seeds=[0,1], epochs=2, overrides=dict(bs=32))
 @lru_cache(None)
 def pictures(): return chroma(n_train=96, n_val=40, n_test=40)
 
-def photos(path, n=400):
+def photos(path, n=400, kind='png'):
     "A folder of pictures, each of which shows its number"
-    for i in range(n):
-        p = path/'images'/f'{i}.png'
-        p.parent.mkdir(parents=True, exist_ok=True)
-        p.write_bytes(picture(i, 'png'))
-    for s,a,b in (('train',0,n-20),('val',n-20,n-10),('test',n-10,n)): (path/f'{s}.txt').write_text(''.join(f'{i}.png {i%2}\n' for i in range(a,b)))
+    (path/'images').mkdir(parents=True)
+    for i in range(n): (path/'images'/f'{i}.{kind}').write_bytes(picture(i, kind))
+    for s,rows in (('train',range(n-20)), ('val',range(n-20,n-10)), ('test',range(n-10,n))):
+        (path/f'{s}.txt').write_text(''.join(f'{i}.{kind} {i%2}\n' for i in rows))
 
 # --- the works: `at` is where they write, `calm` holds what nothing disturbed
 
