@@ -51,16 +51,16 @@ def _is_text(b):
     except UnicodeDecodeError: return False
     return True
 
-JUNK = [b'\n',b' ',b'\0',b'-1',b'images/0.png 0\n',b'\r',b'\t',b',',b';',b'"',b'#',b'\xff',b'0',b'1',b'\xc2\xa0',b'\xe2\x80\xa8',b'\x1c']
+JUNK = [b'\n',b' ',b'\n\n',b'  ',b'\0',b'-1',b'images/0.png 0\n',b'\r',b'\t',b',',b';',b'"',b'#',b'\xff',b'0',b'1',b'\xc2\xa0',b'\xe2\x80\xa8',b'\x1c']
 
 def junk(rng, root):
     "Some bytes of some lists are replaced"
     files = {s:''.join(f'images/{i}.png {i%2}\n' for i in r).encode() for s,r in zip(LISTS, (range(8),range(8,10),range(10,12)))}
     for k in rng.choices(LISTS, k=rng.randint(0,3)):
         b = bytearray(files[k])
-        for _ in range(rng.randint(1,6)):
+        for _ in range(rng.choice([1,1,1,2,6])):
             i = rng.randint(0, len(b))
-            b[i:i+rng.randint(0,9)] = rng.choice([rng.choice(JUNK), rng.randbytes(rng.randint(0,6))])
+            b[i:i+rng.choice([0,0,0,1,3,9])] = rng.choice(JUNK) if rng.random()<.9 else rng.randbytes(rng.randint(0,6))
         files[k] = bytes(b)
     path = zipped(root/'a.zip', {f'images/{i}.png':b'x' for i in range(12)}|files|{'classes.txt':b'0 cat\n1 dog'})
     return right(list_faults(path, files, ['cat','dog']))

@@ -1,0 +1,129 @@
+"What the campaign of faults and made inputs found, a small test of each kind; and a few of its inputs, so that it stays in order"
+import os,random
+import numpy as np,pandas as pd,pytest
+from campaign import archives,channels,lists,pictures,tables
+from campaign.cases import tried
+from mils.cache import cached
+from mils.content import checksums
+from mils.core import channel_set,write_atomic
+from mils.decode import Unreadable
+from mils.manifest import read_manifest
+from mils.pixels import Pixels
+from mils.planes import read_planes
+from mils.relations import audit_table
+from mils.tables import read_table,write_results
+from test_data import course,says,write
+
+INPUTS = {f.__name__:f for f in (lists.junk, lists.mistakes, archives.damaged, archives.cut, archives.directory, archives.hostile,
+    pictures.whole, pictures.broken, pictures.channels, pictures.broken_channels, channels.names, channels.wrong_names,
+    channels.masks, channels.wrong_masks, tables.any_table, tables.consistent, tables.planted, tables.malformed)}
+
+@pytest.mark.parametrize('kind', INPUTS)
+def test_made_inputs_are_right_or_refused(kind):
+    for seed in range(4): assert not tried(INPUTS, kind, seed).faults, f'python tests/campaign --case {kind}:{seed}'
+
+@pytest.mark.parametrize('module,name,kind', [('campaign.lists','read_manifest','junk'), ('campaign.lists','read_manifest','mistakes'),
+    ('campaign.archives','read_manifest','damaged'), ('campaign.tables','audit_table','any_table'), ('campaign.tables','audit_table','consistent')])
+def test_an_error_for_everything_is_a_fault(monkeypatch, module, name, kind):
+    def no(path): raise ValueError(f'{path}: train.txt line 1: classes.txt line 1: never')
+    monkeypatch.setattr(f'{module}.{name}', no)
+    assert any(tried(INPUTS, kind, seed).faults for seed in range(12))
+
+def test_a_wrong_label_is_a_fault(monkeypatch):
+    def turned(path):
+        m = read_manifest(path)
+        m.labels[0] = 1-m.labels[0]
+        return m
+    monkeypatch.setattr('campaign.lists.read_manifest', turned)
+    assert sum(bool(tried(INPUTS, 'junk', seed).faults) for seed in range(20))>4
+
+# --- channels
+
+def npy(x):
+    import io
+    f = io.BytesIO()
+    np.save(f, x)
+    return f.getvalue()
+
+@pytest.mark.parametrize('old,new', [(b'(3,', b'({3'), (b'False', b'Fal{e'), (b"'<u2'", b"'<\xff2'"), (b'(3, 8', b'(9999999999999, 8'[:6])])
+def test_a_damaged_header_of_an_array_is_no_picture(old, new):
+    b = npy(np.zeros((3,8,9), '<u2'))
+    assert old in b
+    with pytest.raises(Unreadable): read_planes(b.replace(old, new))
+
+def test_channels_of_one_name_are_refused(tmp_path):
+    import zipfile
+    with zipfile.ZipFile(tmp_path/'a.npz', 'w') as z:
+        for k in ('DNA.npy','DNA.npz.npy','x/DNA.npy'): z.writestr(k, npy(np.zeros((4,4), 'u1')))
+    with says('3 files with 2 names', exc=Unreadable): read_planes((tmp_path/'a.npz').read_bytes())
+    with says('0 files', exc=Unreadable): read_planes(b'PK\5\6'+bytes(18))
+
+@pytest.mark.parametrize('name', [' ','DNA ',' DNA'])
+def test_names_of_channels_have_no_space_around_them(name):
+    with says('no space around'): channel_set(['R',name], ['R',name])
+
+# --- what is remembered
+
+def test_a_picture_that_takes_the_place_and_time_of_another_is_read(tmp_path):
+    root = write(tmp_path/'in', course(12, fmt='BMP'))
+    before = checksums(m := read_manifest(root), range(12), tmp_path/'c')
+    f,t = root/'images/3.png',(root/'images/3.png').stat()
+    (tmp_path/'new').write_bytes(f.read_bytes()[::-1])
+    os.utime(tmp_path/'new', ns=(t.st_atime_ns,t.st_mtime_ns))
+    (tmp_path/'new').rename(f)
+    assert f.stat().st_mtime_ns==t.st_mtime_ns and f.stat().st_size==t.st_size
+    assert (checksums(read_manifest(root), range(12), tmp_path/'c')!=before).nonzero()[0].tolist()==[3] and len(m)==12
+
+def flipped(b, rng):
+    k = rng.randrange(len(b))
+    return b[:k]+bytes([b[k]^1<<rng.randrange(8)])+b[k+1:]
+
+def test_a_turned_bit_in_what_is_remembered_is_never_believed(tmp_path):
+    for g in 'ab':
+        for i in range(12): write(tmp_path/'in', {f'{g}/{i}.npy':npy(np.random.default_rng(i).integers(0, 900, (3,8,8)).astype('u2')+99*(g=='b'))})
+    def load(): return cached(read_manifest(tmp_path/'in'), 8, cache_dir=tmp_path/'c', channels='XYZ')
+    want,rng = load(),random.Random(0)
+    for f in [*(tmp_path/'c').glob('files/*.json'), *(tmp_path/'c').glob('ranges/*.json')]:
+        b = f.read_bytes()
+        for _ in range(40):
+            f.write_bytes(flipped(b, rng))
+            got = load()
+            assert (got.key,got.ranges)==(want.key,want.ranges) and (got.images==want.images).all()
+    assert len(list((tmp_path/'c').glob('pixels/*')))==1
+
+def test_a_turned_bit_in_the_log_of_a_build_is_never_believed(tmp_path):
+    p,rng = Pixels(tmp_path, 64, 8),random.Random(0)
+    done = {0:('ab',[[5,'truncated']]), 1:('cd',[[40,[2]]])}
+    p.write_log(done)
+    b = p.log.read_bytes()
+    for _ in range(200):
+        p.log.write_bytes(flipped(b, rng))
+        assert p.read_log().items()<=done.items() or all(p.read_log()[k]==done[k] for k in p.read_log())
+
+# --- tables
+
+def test_a_run_stands_in_the_tables_with_all_its_rows_or_not_at_all(tmp_path, monkeypatch):
+    t = {k:pd.DataFrame(dict(run=['x'], split=['test'])) for k in ('runs','epochs','channels','gradients','predictions')}
+    for n in range(5):
+        left = [n]
+        def dies(path, data):
+            left[0] -= 1
+            if left[0]<0: raise KeyboardInterrupt
+            write_atomic(path, data)
+        monkeypatch.setattr('mils.tables.write_atomic', dies)
+        with pytest.raises(KeyboardInterrupt): write_results(t, tmp_path/str(n))
+        assert not (tmp_path/str(n)/'runs.csv').exists()
+
+def test_a_table_that_was_cut_is_named(tmp_path):
+    text = 'run,top1\na,0.25\nb,0.75\n'
+    for k in range(1, len(text)):
+        (tmp_path/'runs.csv').write_text(text[:k])
+        if text[k-1]=='\n': assert read_table(tmp_path/'runs.csv').top1.tolist()==[.25,.75][:text[:k].count('\n')-1]
+        else:
+            with says('runs.csv', 'damaged'): read_table(tmp_path/'runs.csv')
+
+@pytest.mark.parametrize('b,say', [(b'', 'No columns'), (b'\xff\xfe\0', 'CSV'), (b'table,row,quantity,value,unit\na,b,c,1,\na,b,c,1,,x,y\n', 'line 3'),
+                                   (b'table,row,quantity,value,unit\n\na,b,c,1,%\n\na,b,c,one,%\n', 'line 5')])
+def test_an_error_of_an_audit_names_file_and_line(tmp_path, b, say):
+    (tmp_path/'t.csv').write_bytes(b)
+    with says('t.csv', say): audit_table(tmp_path/'t.csv')
