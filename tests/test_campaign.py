@@ -1,17 +1,20 @@
 "What the campaign of faults and made inputs found, a small test of each kind; and a few of its inputs, so that it stays in order"
-import os,random
+import os,random,re
+from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from campaign import archives,channels,lists,pictures,tables
 from campaign.cases import tried
 from mils.cache import cached
 from mils.content import checksums
+from mils.config import Config
 from mils.core import channel_set,write_atomic
 from mils.decode import Unreadable
 from mils.manifest import read_manifest
 from mils.pixels import Pixels
 from mils.planes import read_planes
 from mils.relations import audit_table
-from mils.tables import read_table,write_results
+from mils.runs import train_run
+from mils.tables import collect_runs,read_table,results_dir,write_results
 from test_data import course,says,write
 
 INPUTS = {f.__name__:f for f in (lists.junk, lists.mistakes, archives.damaged, archives.cut, archives.directory, archives.hostile,
@@ -127,3 +130,17 @@ def test_a_table_that_was_cut_is_named(tmp_path):
 def test_an_error_of_an_audit_names_file_and_line(tmp_path, b, say):
     (tmp_path/'t.csv').write_bytes(b)
     with says('t.csv', say): audit_table(tmp_path/'t.csv')
+
+def test_epochs_that_are_missing_from_a_record_are_told(tiny, tmp_path):
+    run = train_run(Config(epochs=2, overrides=dict(bs=60)), tiny, tmp_path)
+    b = (run/'metrics.jsonl').read_bytes()
+    for k in (0, 30, len(b)//3, b.index(b'\n'), b.index(b'\n')+1, len(b)-3):
+        (run/'metrics.jsonl').write_bytes(b[:k])
+        with says('metrics.jsonl'): collect_runs(tmp_path)
+    (run/'metrics.jsonl').write_bytes(b)
+    assert len(collect_runs(tmp_path)['epochs'])==2
+
+def test_every_fault_that_was_found_has_its_test():
+    names = {k for f in Path(__file__).parent.glob('test_*.py') for k in re.findall(r'^def (test_\w+)', f.read_text(), re.M)}
+    t = pd.read_csv(results_dir()/'campaign'/'mended.csv')
+    assert len(t) and set(t.test)<=names
