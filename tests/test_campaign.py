@@ -1,5 +1,5 @@
 "What the campaign of faults and made inputs found, a small test of each kind; and a few of its inputs, so that it stays in order"
-import os,random,re
+import os,random,re,subprocess,sys
 from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from campaign import archives,channels,lists,pictures,tables
@@ -144,3 +144,13 @@ def test_every_fault_that_was_found_has_its_test():
     names = {k for f in Path(__file__).parent.glob('test_*.py') for k in re.findall(r'^def (test_\w+)', f.read_text(), re.M)}
     t = pd.read_csv(results_dir()/'campaign'/'mended.csv')
     assert len(t) and set(t.test)<=names
+
+def test_half_a_file_of_a_killed_process_does_not_stay_for_ever(tmp_path):
+    script = "import os,sys,mils.core; mils.core.os.replace = lambda *a: os.kill(os.getpid(), 9); mils.core.write_atomic(sys.argv[1], 'x')"
+    assert subprocess.run([sys.executable, '-c', script, str(tmp_path/'a.csv')]).returncode==-9
+    left, = tmp_path.iterdir()
+    write_atomic(tmp_path/'a.csv', 'y')
+    assert left.exists()                                           # somebody may be writing it now
+    os.utime(left, (1,1))
+    write_atomic(tmp_path/'a.csv', 'z')
+    assert [o.name for o in tmp_path.iterdir()]==['a.csv']
