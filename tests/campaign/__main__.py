@@ -104,14 +104,20 @@ def tell(kind, done):
     for seed,t in done.items():
         if t.faults: print(f'--- {kind}:{seed}', *t.faults[:3], sep='\n', flush=True)
 
-def campaign(only, minutes, out, cases, batch=12):
-    "Try kinds in turn, `batch` seconds each; the number of faults"
+def turn(kind):
+    "Seconds and cases of a kind before it is the next one's turn"
+    if kind in kinds: return 30,50
+    return (60 if kind.startswith('kill ') else 20),10**9
+
+def campaign(only, minutes, out, cases):
+    "Try kinds in turn; the number of faults"
     end,date,wrong,left = time.time()+60*minutes,datetime.now(timezone.utc).date().isoformat(),0,dict.fromkeys(only, cases)
     while time.time()<end and any(left.values()):
         for kind in [k for k in only if left[k]]:
             if time.time()>end: break
             try_some = try_inputs if kind in kinds else try_faults
-            done = try_some(kind, next_seed(out, kind), min(batch, max(1, end-time.time())), left[kind])
+            seconds,most = turn(kind)
+            done = try_some(kind, next_seed(out, kind), min(seconds, end-time.time()), min(most, left[kind]))
             left[kind] -= len(done)
             wrong += sum(bool(t.faults) for t in done.values())
             tell(kind, done)

@@ -2,8 +2,8 @@
 import json,os,shutil,signal,sys,traceback
 from functools import lru_cache
 from multiprocessing import get_context
-import numpy as np,pandas as pd,torch
 import mils.runs,mils.sweeps
+import numpy as np,pandas as pd,torch,torch._dynamo,torch.export              # here, so that no process loads them again
 from fuzz_field import picture
 from mils.arms import grid
 from mils.cache import cached
