@@ -152,7 +152,7 @@ def mounted(at, *how):
     finally: subprocess.run(['umount','-l',str(at)], check=True)
 
 DISK = 'OSError',
-FITS = dict(cache=14_000, train=900, tables=400, export=300)                  # KiB that are about enough
+FITS = dict(cache=33_000, train=900, tables=400, export=300)                  # KiB that are about enough
 
 def full(rng, root):
     "On a disk of any size: done, or an error of the disk and nothing that was there is harmed; with more room it goes on"

@@ -17,7 +17,7 @@ from mils.sweeps import sweep_runs
 from mils.tables import collect_runs
 from mils.trained import load_run
 
-SIZE = 96
+SIZE = 256
 ONE = Config(epochs=3, dynamic=True, sampling='sample', overrides=dict(bs=32))
 ARMS = [dict(dynamic=True, sampling='sample'), dict(model='wide_resnet', options=dict(width=1))]
 CFGS = grid(ARMS, seeds=[0,1], epochs=2, overrides=dict(bs=32))
@@ -25,7 +25,7 @@ CFGS = grid(ARMS, seeds=[0,1], epochs=2, overrides=dict(bs=32))
 @lru_cache(None)
 def pictures(): return chroma(n_train=96, n_val=40, n_test=40)
 
-def photos(path, n=400, kind='png'):
+def photos(path, n=160, kind='png'):
     "A folder of pictures, each of which shows its number"
     (path/'images').mkdir(parents=True)
     for i in range(n): (path/'images'/f'{i}.{kind}').write_bytes(picture(i, kind))
