@@ -25,7 +25,8 @@ def channel_set(
     got,known = _names(channels),_names(names)
     if bad := [c for c in known
                if not isinstance(c, str) or not c or set(c)&set('+,') or c!=c.strip()]:
-        raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, no +, no comma and no space around them")
+        raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, "
+                         "no + and no comma, and no space around them")
     if not got: raise ValueError(f"empty channel set; choose one or more of {', '.join(known)}")
     if bad := [c for c in got if c not in known]:
         hint = ''

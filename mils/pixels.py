@@ -86,8 +86,7 @@ def kept(self:Pixels,
     return self.of(self.n-len(bad))
 
 # %% ../nbs/01h_pixels.ipynb #2e3c401d
-def _log_line(s, h, notes):
-    return json.dumps([s,h,notes,digest([s,h,notes])]).encode()+b'\n'
+def _log_line(*o): return json.dumps([*o,digest(o)]).encode()+b'\n'
 
 @patch
 def write_log(self:Pixels,

@@ -26,7 +26,8 @@ def test_made_inputs_are_right_or_refused(kind):
     for seed in range(4): assert not tried(INPUTS, kind, seed).faults, f'python tests/campaign --case {kind}:{seed}'
 
 @pytest.mark.parametrize('module,name,kind', [('campaign.lists','read_manifest','junk'), ('campaign.lists','read_manifest','mistakes'),
-    ('campaign.archives','read_manifest','damaged'), ('campaign.tables','audit_table','any_table'), ('campaign.tables','audit_table','consistent')])
+    ('campaign.archives','read_manifest','damaged'), ('campaign.tables','audit_table','any_table'),
+    ('campaign.tables','audit_table','consistent')])
 def test_an_error_for_everything_is_a_fault(monkeypatch, module, name, kind):
     def no(path): raise ValueError(f'{path}: train.txt line 1: classes.txt line 1: never')
     monkeypatch.setattr(f'{module}.{name}', no)
@@ -83,7 +84,9 @@ def flipped(b, rng):
 
 def test_a_turned_bit_in_what_is_remembered_is_never_believed(tmp_path):
     for g in 'ab':
-        for i in range(12): write(tmp_path/'in', {f'{g}/{i}.npy':npy(np.random.default_rng(i).integers(0, 900, (3,8,8)).astype('u2')+99*(g=='b'))})
+        for i in range(12):
+            x = np.random.default_rng(i).integers(0, 900, (3,8,8)).astype('u2')+99*(g=='b')
+            write(tmp_path/'in', {f'{g}/{i}.npy':npy(x)})
     def load(): return cached(read_manifest(tmp_path/'in'), 8, cache_dir=tmp_path/'c', channels='XYZ')
     want,rng = load(),random.Random(0)
     for f in [*(tmp_path/'c').glob('files/*.json'), *(tmp_path/'c').glob('ranges/*.json')]:
@@ -125,7 +128,8 @@ def test_a_table_that_was_cut_is_named(tmp_path):
         else:
             with says('runs.csv', 'damaged'): read_table(tmp_path/'runs.csv')
 
-@pytest.mark.parametrize('b,say', [(b'', 'No columns'), (b'\xff\xfe\0', 'CSV'), (b'table,row,quantity,value,unit\na,b,c,1,\na,b,c,1,,x,y\n', 'line 3'),
+@pytest.mark.parametrize('b,say', [(b'', 'No columns'), (b'\xff\xfe\0', 'CSV'),
+                                   (b'table,row,quantity,value,unit\na,b,c,1,\na,b,c,1,,x,y\n', 'line 3'),
                                    (b'table,row,quantity,value,unit\n\na,b,c,1,%\n\na,b,c,one,%\n', 'line 5')])
 def test_an_error_of_an_audit_names_file_and_line(tmp_path, b, say):
     (tmp_path/'t.csv').write_bytes(b)

@@ -6,7 +6,7 @@ Each call goes on where the table ends, and adds a row for each kind that it tri
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('TQDM_DISABLE', '1')
-import argparse,csv,sys,time
+import argparse,csv,signal,sys,time
 from collections import Counter
 from datetime import datetime,timezone
 from multiprocessing import get_context
@@ -34,6 +34,7 @@ inputs = dict(lists=(lists.junk, lists.mistakes), folders=(sets,),
 group_of = {f.__name__:g for g,fs in inputs.items() for f in fs}
 kinds = {f.__name__:f for fs in inputs.values() for f in fs}
 COLUMNS = 'date group kind first last cases right refused skipped faults events seconds why'.split()
+COUNTS = 'cases right refused skipped faults events'.split()
 STUCK = 60                        # seconds without a word from the process that tries inputs
 
 # --- inputs are tried in a process of their own, so that one that hangs or dies is a fault like another
@@ -79,15 +80,15 @@ def row(kind, done, date):
     "What came of some cases of a kind"
     n,why = Counter(t.outcome for t in done.values()),sorted({t.why for t in done.values() if t.why})
     return dict(date=date, group=group_of.get(kind, 'faults'), kind=kind, first=min(done), last=max(done), cases=len(done),
-                right=n['right'], refused=n['refused'], skipped=n['skipped'], faults=n['fault'], events=sum(t.events for t in done.values()),
-                seconds=round(sum(t.seconds for t in done.values()), 1), why='; '.join(why))
+                right=n['right'], refused=n['refused'], skipped=n['skipped'], faults=n['fault'],
+                events=sum(t.events for t in done.values()), seconds=round(sum(t.seconds for t in done.values()), 1), why='; '.join(why))
 
 def add(path, new):
     "Enter a row; one of the same kind and day that ends where it begins is made longer"
     rows = read_rows(path)
     for r in rows:
         if (r['date'],r['kind'])==(new['date'],new['kind']) and int(r['last'])+1==new['first']:
-            for k in ('cases','right','refused','skipped','faults','events'): r[k] = int(r[k])+new[k]
+            for k in COUNTS: r[k] = int(r[k])+new[k]
             r['seconds'],r['last'] = round(float(r['seconds'])+new['seconds'], 1),new['last']
             r['why'] = r['why'] or new['why']
             break
@@ -126,8 +127,8 @@ def campaign(only, minutes, out, cases):
 
 def show(path):
     t,n = read_rows(path),Counter()
-    for r in t: n.update({(r['group'],k):int(r[k]) for k in ('cases','right','refused','skipped','faults','events')})
-    for g in dict.fromkeys(r['group'] for r in t): print(f'{g:9}', *(f'{k} {n[g,k]:,}' for k in ('cases','right','refused','skipped','faults','events')))
+    for r in t: n.update({(r['group'],k):int(r[k]) for k in COUNTS})
+    for g in dict.fromkeys(r['group'] for r in t): print(f'{g:9}', *(f'{k} {n[g,k]:,}' for k in COUNTS))
 
 if __name__=='__main__':
     p = argparse.ArgumentParser()
@@ -139,6 +140,7 @@ if __name__=='__main__':
     p.add_argument('--keep', help='where its files are kept')
     a = p.parse_args()
     every = kinds|fault_kinds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))            # so that folders and mounts are taken away
     if a.case:
         kind,seed = a.case.split(':')
         told = tried(every, kind, int(seed), a.keep)

@@ -9,7 +9,8 @@ METHODS = zipfile.ZIP_STORED,zipfile.ZIP_DEFLATED,zipfile.ZIP_LZMA,zipfile.ZIP_B
 
 def _files():
     f = {f'images/{i}.png':picture(i, 'png') for i in range(1,13)}
-    return f|{f'{s}.txt':'\n'.join(f'images/{i}.png {i%2}' for i in range(a,b)).encode() for s,a,b in (('train',1,9),('val',9,11),('test',11,13))}
+    def text(a, b): return '\n'.join(f'images/{i}.png {i%2}' for i in range(a,b)).encode()
+    return f|{'train.txt':text(1,9), 'val.txt':text(9,11), 'test.txt':text(11,13)}
 
 def _zip(files, method):
     f = io.BytesIO()

@@ -36,7 +36,8 @@ def wrong_names(rng, root):
 @functools.lru_cache(None)
 def _net():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                              torch.nn.Linear(6, 3))
     return convert(net.eval(), ['R','G','B','NIR'])
 
 @torch.no_grad()

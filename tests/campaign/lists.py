@@ -13,7 +13,7 @@ def entries(text):
     return [(i,l.strip()) for i,l in enumerate(re.split(r'\r\n|\n|\r', text), 1) if l.strip()]
 
 def proper(files, n, classes):
-    "Picture -> label and split of each proper line, `path label` with a known picture and label, that names it once; and the places of others"
+    "Picture -> label and split of each proper line, `path label` that names a picture for the first time; and the places of others"
     meant,odd = {},set()
     for split,name in enumerate(LISTS):
         try: text = files[name].decode('utf-8-sig')
@@ -51,7 +51,8 @@ def _is_text(b):
     except UnicodeDecodeError: return False
     return True
 
-JUNK = [b'\n',b' ',b'\n\n',b'  ',b'\0',b'-1',b'images/0.png 0\n',b'\r',b'\t',b',',b';',b'"',b'#',b'\xff',b'0',b'1',b'\xc2\xa0',b'\xe2\x80\xa8',b'\x1c']
+JUNK = [b'\n',b' ',b'\n\n',b'  ',b'\0',b'-1',b'images/0.png 0\n',
+        b'\r',b'\t',b',',b';',b'"',b'#',b'\xff',b'0',b'1',b'\xc2\xa0',b'\xe2\x80\xa8',b'\x1c']
 
 def junk(rng, root):
     "Some bytes of some lists are replaced"

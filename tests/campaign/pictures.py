@@ -14,9 +14,8 @@ def drawn(rng, n, side):
     more = rng.choice([0,0,side//4,side])
     return np.pad(x, [(0,0),(more,more)] if rng.random()<.5 else [(more,more),(0,0)], constant_values=rng.choice([0,90,255]))
 
-FORMS = [('PNG','L'),('PNG','RGB'),('PNG','RGBA'),('PNG','P'),('PNG','1'),('PNG','LA'),('PNG','I;16'),('JPEG','L'),('JPEG','RGB'),('JPEG','CMYK'),
-         ('GIF','P'),('GIF','L'),('BMP','RGB'),('BMP','L'),('BMP','P'),('BMP','1'),('TIFF','RGB'),('TIFF','L'),('TIFF','1'),('TIFF','CMYK'),
-         ('TIFF','I;16'),('TIFF','P'),('TIFF','RGBA'),('WEBP','RGB'),('WEBP','RGBA'),('WEBP','L'),('PPM','RGB'),('PPM','L'),('PPM','1')]
+FORMS = [(fmt,mode) for fmt,modes in dict(PNG='L RGB RGBA P 1 LA I;16', JPEG='L RGB CMYK', GIF='P L', BMP='RGB L P 1',
+    TIFF='RGB L 1 CMYK I;16 P RGBA', WEBP='RGB RGBA L', PPM='RGB L 1').items() for mode in modes.split()]
 
 def _options(rng, fmt, mode):
     "Any way of saving it"

@@ -47,7 +47,8 @@ def _verdict_faults(t, rows):
         alone = not same and len(rows)<3 and not any(w in r[2] for w in ('accuracy','images','n','runs','_'))
         if alone and verdict=='inconsistent': yield f'nothing speaks against {r}, and it is inconsistent: {t.reason.iloc[i]}'
 
-SAMPLES = ['5','0','-3','12.5','33.56','1,234','<0.3','>7','~9','30+','1e3','2.5e-4','±0.2','','-','%','1.','.5','1e','nan','inf','--2','1,23','٣','5 %']
+SAMPLES = ['5','0','-3','12.5','33.56','1,234','<0.3','>7','~9','30+','1e3','2.5e-4','±0.2','',
+           '-','%','1.','.5','1e','nan','inf','--2','1,23','٣','5 %']
 
 def any_table(rng, root):
     "Rows of any kind"
@@ -107,8 +108,8 @@ def _study_faults(f, rows, at):
     if at is not None and any(rows[i][1] not in (rows[at][1],'mean') for i in wrong):
         yield f'wrong is {rows[at]}, found {[rows[i] for i in wrong]}'
     for i,r in enumerate(rows):
-        if at is None and r[1]=='mean' and t.verdict[i]!='confirmed': yield f'{r} follows from the others, and is {t.verdict[i]}'
-        if at is None and r[2]=='relative' and r[1]!='net0' and t.verdict[i]!='confirmed': yield f'{r} follows from the first, and is {t.verdict[i]}'
+        follows = r[1]=='mean' or r[2]=='relative' and r[1]!='net0'
+        if at is None and follows and t.verdict[i]!='confirmed': yield f'{r} follows from the others, and is {t.verdict[i]}'
 
 def malformed(rng, root):
     "Files that are no such table: one error that names the file, and the line where there is one"

@@ -70,9 +70,10 @@ def outcome(work, at, calm):
         return dict(key=ds.key, images=np.asarray(ds.images).tobytes(), names=ds.names, labels=ds.labels.tolist())
     if work in ('train','sweep','sweep_spawned','sweep_alone'):
         return {f.parent.name:_run(f.parent) for f in sorted((at/'runs').glob('*/DONE'))}
-    if work=='tables': return {f.name:_table(f).to_csv(index=False) for f in sorted((at/'tables').iterdir()) if f.suffix in ('.csv','.parquet')}
+    if work=='tables': return {f.name:_table(f).to_csv(index=False) for f in table_files(at/'tables')}
     return (at/'net.pt2').read_bytes()
 
+def table_files(out): return [f for f in sorted(out.iterdir()) if f.suffix in ('.csv','.parquet')]
 def _table(f):
     t = pd.read_parquet(f) if f.suffix=='.parquet' else pd.read_csv(f, dtype=str, keep_default_na=False)
     return t.sort_values([*t.columns], ignore_index=True)
@@ -83,7 +84,7 @@ def _kill_at(n, at):
     "`kill -9` at the n-th time that something changes below `at`"
     left = [n]
     def hook(event, args):
-        writes = event=='open' and args[1] and set(str(args[1]))&set('wa+x') or event=='open' and args[2] and args[2]&(os.O_WRONLY|os.O_RDWR)
+        writes = event=='open' and (set(str(args[1] or ''))&set('wa+x') or (args[2] or 0)&(os.O_WRONLY|os.O_RDWR))
         if not writes and event not in ('os.rename','os.remove','os.truncate','os.mkdir'): return
         if not str(args[0]).startswith(str(at)): return
         left[0] -= 1
