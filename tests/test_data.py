@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np,pytest
 from hypothesis import HealthCheck,given,settings,strategies as st
 from PIL import Image
-import mils.cache,mils.pixels
+import mils.cache,mils.disk,mils.pixels
 from tensors import assert_close,assert_same
 from campaign.lists import list_faults,proper
 from mils.packed import open_zip
@@ -535,7 +535,7 @@ def test_a_whole_cache_in_a_read_only_folder_can_be_used(tmp_path, monkeypatch):
     a = load_data(z, 8, cache_dir=tmp_path/'c')
     def no(*a, **k): raise OSError(errno.EROFS, 'read-only')
     monkeypatch.setattr(mils.cache, 'locked', no)
-    for module in (mils.cache, mils.pixels): monkeypatch.setattr(module, 'write_atomic', no)
+    for module in (mils.disk, mils.pixels): monkeypatch.setattr(module, 'write_atomic', no)
     assert load_data(z, 8, cache_dir=tmp_path/'c').key==a.key
 
 # --- downloads
