@@ -73,6 +73,9 @@ def _start_pool(stack, cfgs, ds, root, device, jobs, folds):
     stack.callback(pool.shutdown, cancel_futures=True)              # after an error, do not start what is left
     return lambda cfg,wait: pool.submit(_try_run, cfg, wait).result
 
+_was_killed = ('a process that trained was killed, perhaps because memory was full; '
+               'the same command continues, and fewer runs at a time (--jobs) take less')
+
 def sweep_runs(
     cfgs,  # `Config`s
     ds:ImageSet,
@@ -95,7 +98,8 @@ def sweep_runs(
             for cfg,finish in progress(todo, 'runs'):
                 try: finish()
                 except Timeout: cfgs.append(cfg)
-                except (OSError,BrokenProcessPool): raise
+                except BrokenProcessPool: raise ChildProcessError(_was_killed) from None
+                except OSError: raise
                 except Exception as e:                              # in words: an exception would keep the network in memory
                     failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = f'{type(e).__name__}: {e}'
     return failed

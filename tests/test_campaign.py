@@ -10,10 +10,12 @@ from mils.config import Config
 from mils.core import channel_set,write_atomic
 from mils.decode import Unreadable
 from mils.manifest import read_manifest
+from mils.models import models,register_model
 from mils.pixels import Pixels
 from mils.planes import read_planes
 from mils.relations import audit_table
 from mils.runs import train_run
+from mils.sweeps import sweep_runs
 from mils.tables import collect_runs,read_table,results_dir,write_results
 from test_data import course,says,write
 
@@ -158,3 +160,13 @@ def test_half_a_file_of_a_killed_process_does_not_stay_for_ever(tmp_path):
     os.utime(left, (1,1))
     write_atomic(tmp_path/'a.csv', 'z')
     assert [o.name for o in tmp_path.iterdir()]==['a.csv']
+
+def deadly(n_classes=10, c_in=3, size=32): os.kill(os.getpid(), 9)
+
+def test_a_killed_process_of_a_sweep_is_told_with_what_to_do(tiny, tmp_path):
+    register_model(deadly)
+    cfgs = [Config(model='deadly', epochs=1), Config(epochs=1, overrides=dict(bs=60))]
+    try:
+        with says('was killed', 'the same command continues', exc=OSError): sweep_runs(cfgs, tiny, tmp_path, jobs=2)
+    finally: models.pop('deadly')
+    assert sweep_runs(cfgs[1:], tiny, tmp_path)=={}

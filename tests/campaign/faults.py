@@ -127,6 +127,7 @@ def killed(rng, root, work):
         code = p.ended(30 if by_write else rng.uniform(0, 1.1*seconds))
         if code is None or code<0: kills += 1
         if code is None: faults += p.kill()
+        elif code>0 and 'ChildProcessError' in p.error()[0]: kills += 1                # a process of the sweep, and not the sweep itself
         elif code>0: faults.append(f'{work} fails: {p.error()[2]}')
         now = finished(work, at)
         if not was.items()<=now.items(): faults.append(f'finished and lost or done again: {was.keys()-now.keys() or "touched"}')
