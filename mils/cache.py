@@ -9,7 +9,7 @@ __all__ = ['cached']
 import errno,json,shutil,sys
 from dataclasses import asdict
 import numpy as np
-from .core import set_name,write_atomic
+from .core import set_name
 from .names import as_text,SPLITS
 from .manifest import Manifest
 from .decode import decode,Unreadable
@@ -19,7 +19,7 @@ from .scaling import to_pixels
 from .survey import set_ranges
 from .imageset import ImageSet
 from .unusable import bad_rows,BadImages,missing_files,read_image
-from .disk import cache_home,locked,writing
+from .disk import cache_home,locked,remember,remembered,writing
 from .content import checksums,hash_of,pixel_key
 from .pixels import Pixels
 
@@ -110,13 +110,11 @@ def _known_ranges(m, rows, crc, home, channels, rules, bits):
                   m.split[rows].tobytes(),
                   set_name(channels) if channels else (), rules, bits)
     memory = home/'ranges'/f'{key[:20]}.json'
-    try: return Ranges(**json.loads(memory.read_text()))
-    except (OSError,ValueError,TypeError): pass
+    try: return Ranges(**remembered(memory))
+    except (ValueError,TypeError): pass                              # nothing was remembered, or by another version
     r = set_ranges(m, channels, rules, bits)
     if r is None: return None
-    with writing(memory.parent):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps(asdict(r)))
+    remember(memory, asdict(r))
     return r
 
 def _reader(m, rows, size, ranges):

@@ -83,11 +83,14 @@ def read_claims(
     "Reported numbers, one a row; `ValueError` for a missing file or column, or for a value with a unit that is no number"
     path = Path(path)
     if not path.is_file(): raise ValueError(f'{path} is no file; expected a CSV table with the columns {", ".join(_columns)}')
-    t = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True).rename(columns=dict(item='row', measure='quantity'))
+    try: t = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
+    except ValueError as e: raise ValueError(f'{path} is no CSV table: {str(e).strip()}') from None
+    t = t.rename(columns=dict(item='row', measure='quantity'))
     for c in _columns: lookup(t, c, f'column in {path.name}')
     if not len(t): raise ValueError(f'{path} holds no row')
     if not isinstance(t.index, pd.RangeIndex): raise ValueError(f'{path} holds rows longer than its header')
     t = t.fillna('').apply(lambda c: c.str.strip())
+    t = t[(t!='').any(axis=1)]                                       # blank lines; the index still counts them
     for i,o in t.iterrows():
         if (o.unit or o.quantity.endswith('accuracy')) and not is_number(o.value):
             raise ValueError(f'{path}, line {i+2}: {o.value!r} is no number; {o.quantity} of {o["row"]} should be one, for example 33.56')

@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../nbs/01ha_content.ipynb #b698204b
-import json,os,xxhash,zlib
+import os,xxhash,zlib
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from .core import digest,progress,write_atomic
+from .core import digest,progress
 from .decode import threads,Unreadable
 from .unusable import read_image
-from .disk import writing
+from .disk import remember,remembered
 
 # %% ../nbs/01ha_content.ipynb #16041de6
 def _file_crc(m, i):
@@ -20,29 +20,24 @@ def _file_crc(m, i):
     try: return zlib.crc32(read_image(m, i))
     except Unreadable: return -1
 
-def _remembered(path):
-    "Checksums of an earlier start, name -> (size, time, CRC-32); nothing where the file is damaged"
-    try: return {k:tuple(v) for k,v in json.loads(path.read_text()).items()}
-    except (OSError,ValueError,AttributeError,TypeError): return {}
+def _state(o):
+    "What changes when a file does"
+    return [o.size,o.mtime,o.changed]
 
 def _plain_crcs(m, items, home):
     "CRC-32 of plain files by name, without reading files that were read before; `items` are `(row, Item)`"
     memory = home/'files'/f'{digest(os.path.realpath(m.source.path))}.json'
-    old = _remembered(memory) if items else {}
-    known = {o.name:old[o.name][2]
+    old = (remembered(memory) or {}) if items else {}               # name -> what `_state` was, and the checksum
+    known = {o.name:old[o.name][-1]
              for _,o in items
-             if o.name in old and old[o.name][:2]==(o.size,o.mtime)}
+             if o.name in old and old[o.name][:-1]==_state(o)}
     todo = [(i,o) for i,o in items if o.name not in known]
     if not todo: return known
     with ThreadPoolExecutor(threads()) as ex:
         crcs = progress(ex.map(lambda p: _file_crc(m, p[0]), todo), 'reading files', total=len(todo))
         new = {o.name:c for (_,o),c in zip(todo, crcs)}
-    keep = old|{o.name:(o.size,o.mtime,new[o.name])
-                for _,o in todo
-                if new[o.name]>=0}
-    with writing(memory.parent):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps(keep))
+    keep = {o.name:[*_state(o),new[o.name]] for _,o in todo if new[o.name]>=0}
+    remember(memory, old|keep)
     return known|new
 
 # %% ../nbs/01ha_content.ipynb #67615e47

@@ -6,7 +6,7 @@
 __all__ = ['channel_set', 'channel_sets', 'set_name', 'network_name', 'lookup', 'digest', 'write_atomic', 'progress']
 
 # %% ../nbs/00_core.ipynb #a4a1f63a
-import ast,difflib,hashlib,json,os,tempfile
+import ast,difflib,hashlib,json,os,re,tempfile,time
 from itertools import combinations
 from pathlib import Path
 
@@ -24,8 +24,9 @@ def channel_set(
     if isinstance(channels, (set,frozenset)): raise ValueError(f'{channels!r} has no order; write the names in the order of x')
     got,known = _names(channels),_names(names)
     if bad := [c for c in known
-               if not isinstance(c, str) or not c or set(c)&set('+,')]:
-        raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, no + and no comma")
+               if not isinstance(c, str) or not c or set(c)&set('+,') or c!=c.strip()]:
+        raise ValueError(f"{bad[0]!r} in {names!r} is no name of a channel; names have one letter or more, "
+                         "no + and no comma, and no space around them")
     if not got: raise ValueError(f"empty channel set; choose one or more of {', '.join(known)}")
     if bad := [c for c in got if c not in known]:
         hint = ''
@@ -116,12 +117,24 @@ def code_digest(
     return digest([_plain(_bare(ast.parse(s))) for s in sources])
 
 # %% ../nbs/00_core.ipynb #22253030
+_long_ago = 24*60*60                     # seconds after which nobody is writing any more
+
+def _clean_up(path):
+    "Take away what a process that was killed while it wrote this file has left"
+    ours = re.compile(re.escape('.'+path.name)+r'[a-z0-9_]{8}\.tmp')
+    for o in path.parent.iterdir():
+        if not ours.fullmatch(o.name): continue
+        try:
+            if abs(time.time()-o.stat().st_mtime)>_long_ago: o.unlink()
+        except FileNotFoundError: pass                           # another process was first
+
 def write_atomic(
     path,  # where the file appears
     data,  # `str` or `bytes`, or a function that writes to a path it is given
 ):
     "Write a file so that a reader never sees half of it; `OSError` where the disk is full or read-only, and then nothing is left behind"
     path = Path(path)
+    _clean_up(path)
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix='.tmp')
     os.close(fd)
     try:

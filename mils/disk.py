@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../nbs/01g_disk.ipynb #1a5e5fb7
-import errno,os,shutil,sys
+import errno,json,os,shutil,sys
 from contextlib import contextmanager
 from pathlib import Path
 from filelock import SoftFileLease,Timeout
+from .core import digest,write_atomic
 
 # %% ../nbs/01g_disk.ipynb #cc93f842
 def cache_home(
@@ -42,6 +43,24 @@ def writing(
     except OSError as e:
         if 'cannot write to' in str(e): raise                   # already told
         raise _explained(e, path, need) from e
+
+# %% ../nbs/01g_disk.ipynb #2f52bd35
+def remember(
+    path,  # a JSON file
+    value,  # anything that JSON can hold
+):
+    "Keep a value that can be found again"
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(dict(value=value, check=digest(value))))
+
+def remembered(
+    path,  # as for `remember`
+): # the value; `None` where there is none, or a damaged one
+    "What was remembered"
+    try: d = json.loads(path.read_text())
+    except (OSError,ValueError): return None
+    if isinstance(d, dict) and d.get('check')==digest(d.get('value')): return d['value']
 
 # %% ../nbs/01g_disk.ipynb #c6a292a2
 lease = 60                      # seconds after which the lock of another machine is stale

@@ -9,6 +9,7 @@ __all__ = []
 from pathlib import Path
 from .core import lookup,write_atomic
 from .disk import locked
+from .tables import read_table
 import pandas as pd
 
 # %% ../nbs/06fa_grown.ipynb #ac2d12d2
@@ -20,7 +21,7 @@ def grow_table(
     "`table` and those rows of the file that are not in it"
     path = Path(path)
     if not path.exists(): return table
-    old = pd.read_parquet(path) if path.suffix=='.parquet' else pd.read_csv(path)
+    old = read_table(path)
     anew = set(zip(*(table[k] for k in keys)))
     old = old[[key not in anew for key in zip(*(old[k] for k in keys))]]
     if not len(old): return table
@@ -47,4 +48,5 @@ def remove_runs(
     known = {r:r for r in pd.read_csv(out/'runs.csv').run}
     for n in names: lookup(known, n, 'run')
     with locked(f'{out}/'):
-        for path in [*out.glob('*.csv'), *out.glob('*.parquet')]: _shorten(path, names)
+        paths = [*out.glob('*.csv'), *out.glob('*.parquet')]
+        for path in sorted(paths, key=lambda o: o.name=='runs.csv'): _shorten(path, names)       # last: who is interrupted can say it again

@@ -86,7 +86,7 @@ def kept(self:Pixels,
     return self.of(self.n-len(bad))
 
 # %% ../nbs/01h_pixels.ipynb #2e3c401d
-def _log_line(s, h, notes): return json.dumps([s,h,notes]).encode()+b'\n'
+def _log_line(*o): return json.dumps([*o,digest(o)]).encode()+b'\n'
 
 @patch
 def write_log(self:Pixels,
@@ -101,9 +101,9 @@ def read_log(self:Pixels)->dict: # shard -> (checksum, notes)
     done = {}
     if not self.log.exists(): return done
     for l in self.log.read_bytes().split(b'\n')[:-1]:
-        try: s,h,notes = json.loads(l)
+        try: s,h,notes,check = json.loads(l)
         except (ValueError,TypeError): continue
-        if isinstance(s,int) and 0<=s<len(self): done[s] = h,notes
+        if check==digest([s,h,notes]) and 0<=s<len(self): done[s] = h,notes
     return done
 
 def _resume(p):

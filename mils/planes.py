@@ -26,7 +26,7 @@ def split_planes(
 # %% ../nbs/01da_planes.ipynb #7347dcdb
 def _read_npy(b):
     try: x = np.load(io.BytesIO(b), allow_pickle=False)
-    except (ValueError,EOFError,OSError) as e: raise Unreadable(f'not a whole array ({e})') from None
+    except Exception as e: raise Unreadable(f'not a whole array ({e})') from None      # what a damaged header gives is parsed as Python
     return Planes(None, split_planes(x))
 
 # %% ../nbs/01da_planes.ipynb #0ec5a402
@@ -60,8 +60,10 @@ def _read_zip(b):
             if total>most_bytes: raise Unreadable(f'{total:,} bytes when unpacked; expected {most_bytes:,} or fewer')
             members = {PurePosixPath(o).stem:read_planes(z.read(o))
                        for o in z.namelist()}
-    except (zipfile.BadZipFile,NotImplementedError,RuntimeError,EOFError,zipfile.zlib.error) as e:
-        raise Unreadable(f'damaged ({e})') from None
+            if len(members)!=len(z.namelist()) or not members:
+                raise Unreadable(f'{len(z.namelist())} files with {len(members)} names; expected one or more, each with its own')
+    except (MemoryError,Unreadable): raise
+    except Exception as e: raise Unreadable(f'damaged ({type(e).__name__}: {e})') from None
     if len(members)==1:
         (name,only), = members.items()
         if len(only.data)>1 or name=='arr_0': return only

@@ -21,6 +21,7 @@ class Item(NamedTuple):
     size:int  # bytes; -1 for a link that leads nowhere
     crc:int  # CRC-32 from the zip; -1 for a plain file
     mtime:int  # modification time in ns; 0 in a zip
+    changed:int=0  # when the system last changed what it knows of a plain file, in ns
 
 # %% ../nbs/01_source.ipynb #e438abc7
 def _wrapper(names)->str:
@@ -45,7 +46,7 @@ def _scan(path, empty, below='', chain=()):
             yield from _scan(e.path, empty, f'{below}{e.name}/', (*chain,real))
         elif e.is_file():
             s = e.stat()
-            yield as_text(below+e.name), Item(below+e.name, -1, s.st_size, -1, s.st_mtime_ns)
+            yield as_text(below+e.name), Item(below+e.name, -1, s.st_size, -1, s.st_mtime_ns, s.st_ctime_ns)
         elif e.is_symlink():
             yield as_text(below+e.name), Item(below+e.name, -1, -1, -1, 0)
 

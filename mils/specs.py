@@ -6,10 +6,10 @@
 __all__ = []
 
 # %% ../nbs/11_specs.ipynb #3be2d0f5
-import hashlib,json,re,sys
+import hashlib,re,sys
 from itertools import product
 from pathlib import Path
-from .core import channel_set,typed_value,write_atomic
+from .core import channel_set,typed_value
 
 # %% ../nbs/11_specs.ipynb #b1d3a5e4
 def parse_numbers(
@@ -72,16 +72,14 @@ def parse_networks(
 def registered_names()->dict: # `networks` and `generators`, lists of names
     "Every network and generator that is registered; without PyTorch as long as no file of the package changes"
     import mils
-    from mils.disk import cache_home
+    from mils.disk import cache_home,remember,remembered
     sources = [f.read_bytes() for f in sorted(Path(mils.__file__).parent.rglob('*.py'))]
     kept = cache_home()/f'names-{hashlib.sha256(b"".join(sources)).hexdigest()[:12]}.json'
-    if kept.exists(): return json.loads(kept.read_text())
+    if names := remembered(kept): return names
     from mils.generators import generators
     from mils.models import list_models
     names = dict(networks=list_models(), generators=list(generators))
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps(names))
+    try: remember(kept, names)
     except OSError: pass          # a cache that cannot be written costs time, and nothing else
     return names
 

@@ -117,6 +117,9 @@ def check_engine(on, jobs=1, address=None, num_cpus=None, num_gpus=None):
     return dict(jobs=jobs)
 
 # %% ../nbs/06e_sweeps.ipynb #89cc1fc6
+_was_killed = ('a process that trained was killed, perhaps because memory was full; '
+               'the same command continues, and fewer runs at a time (--jobs) take less')
+
 def sweep_runs(
     cfgs,  # `Config`s
     ds:ImageSet,
@@ -139,7 +142,8 @@ def sweep_runs(
             for cfg,finish in progress(run(cfgs, wait), 'runs', total=len(cfgs)):
                 try: finish()
                 except Timeout: later.append(cfg)
-                except (OSError,BrokenProcessPool): raise
+                except BrokenProcessPool: raise ChildProcessError(_was_killed) from None
+                except OSError: raise
                 except Exception as e:                              # in words: an exception would keep the network in memory
                     failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = f'{type(e).__name__}: {e}'
             cfgs = later

@@ -6,7 +6,7 @@
 __all__ = ['results_dir', 'finished_runs', 'collect_runs', 'read_results', 'your_run']
 
 # %% ../nbs/06f_tables.ipynb #444cceab
-import json,os,warnings
+import io,json,os,warnings
 from pathlib import Path
 import pandas as pd
 from .core import digest,lookup,set_name,write_atomic
@@ -31,6 +31,19 @@ def tables_dir(
     "Where the tables of a protocol are written"
     if record: return results_dir()/protocol
     return Path(runs)/'results'/protocol
+
+# %% ../nbs/06f_tables.ipynb #e5cfaf17
+def read_table(
+    path,  # a CSV or parquet file
+)->pd.DataFrame:
+    "A table; `ValueError` names a file that is not whole"
+    path = Path(path)
+    try:
+        if path.suffix=='.parquet': return pd.read_parquet(path)
+        text = path.read_bytes()
+        if not text.endswith(b'\n'): raise ValueError('its last line is cut off')
+        return pd.read_csv(io.BytesIO(text))
+    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from None
 
 # %% ../nbs/06f_tables.ipynb #5aaa0893
 def _read_json(path):
@@ -92,12 +105,20 @@ def _small(preds):
     return preds.astype({**dict.fromkeys(('image','channels','split','run'),'category'),
                          **dict.fromkeys(('label','pred','rank'),'uint16')})
 
+def _epochs(folder):
+    "The rows of a finished run, one an epoch; `ValueError` where one is missing"
+    path,n = folder/'metrics.jsonl',_read_json(folder/'DONE')['epochs']
+    try: rows = pd.read_json(path, lines=True)
+    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from None
+    if len(rows)!=n: raise ValueError(f'{path} holds {len(rows)} of {n} epochs')
+    return rows
+
 def _tables(folders):
     "The tables of some runs"
     def each(read):
         return pd.concat([read(f).assign(run=f.name) for f in folders], ignore_index=True)
-    preds = each(lambda f: pd.read_parquet(f/'predictions.parquet'))
-    epochs = each(lambda f: pd.read_json(f/'metrics.jsonl', lines=True))
+    preds = each(lambda f: read_table(f/'predictions.parquet'))
+    epochs = each(_epochs)
     test = preds[preds.split=='test'].drop(columns='p').reset_index(drop=True)
     tables = dict(runs=pd.DataFrame(map(_row, folders)), epochs=epochs.drop(columns='gradients', errors='ignore'),
         channels=each(lambda f: pd.DataFrame(_read_json(f/'DONE')['accuracy'])), predictions=_small(test))
@@ -109,10 +130,10 @@ def write_results(
     tables:dict,  # as from `collect_runs`
     out,  # a folder
 ):
-    "Write tables as CSV, predictions as parquet, each file whole or not at all"
+    "Write tables as CSV, predictions as parquet, each file whole or not at all; `runs` last, so that a run stands there with all its rows"
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for k,t in tables.items():
+    for k,t in sorted(tables.items(), key=lambda o: o[0]=='runs'):
         if k=='predictions':
             write_atomic(out/f'{k}.parquet',
                          lambda p: t.to_parquet(p, compression='zstd', index=False))
@@ -121,10 +142,9 @@ def write_results(
 # %% ../nbs/06f_tables.ipynb #2684d684
 def _read(folder):
     "The tables in a folder"
-    csv = {k:pd.read_csv(folder/f'{k}.csv') for k in ('runs','epochs','channels')}
-    if (folder/'gradients.csv').exists():
-        csv['gradients'] = pd.read_csv(folder/'gradients.csv')
-    return {**csv, 'predictions':pd.read_parquet(folder/'predictions.parquet')}
+    names = ['runs','epochs','channels']+['gradients']*(folder/'gradients.csv').exists()
+    csv = {k:read_table(folder/f'{k}.csv') for k in names}
+    return {**csv, 'predictions':read_table(folder/'predictions.parquet')}
 
 def _merge(old, new):
     "`new` tables and the rows of other runs in `old`"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np,pytest
 from hypothesis import HealthCheck,given,settings,strategies as st
 from PIL import Image
-import mils.cache,mils.pixels
+import mils.cache,mils.disk,mils.pixels
 from tensors import assert_close,assert_same
+from campaign.lists import list_faults,proper
 from mils.packed import open_zip
 from mils.manifest import read_manifest
 from mils.decode import decode,Unreadable
@@ -86,18 +87,24 @@ def test_any_spelling_of_a_list(tmp_path_factory, names, folders, prefix, named,
 
 @fuzz
 @given(data=st.data())
-def test_a_broken_list_is_an_error_or_a_manifest(tmp_path_factory, data):
-    files = course(12)|{'classes.txt':'0 cat\n1 dog'}
-    junk = st.binary(max_size=6) | st.sampled_from([b'\n',b' ',b'\0',b'-1',b'images/0.png 0\n'])
+def test_a_broken_list_is_an_error_at_a_broken_line_or_a_manifest_with_every_whole_line(tmp_path_factory, data):
+    files = {k:v.encode() if isinstance(v, str) else v for k,v in course(12).items()}|{'classes.txt':b'0 cat\n1 dog'}
+    junk = st.binary(max_size=6) | st.sampled_from([b'\n',b' ',b'\0',b'-1',b'images/0.png 0\n',b'\r\n',b'\t',b'\xef\xbb\xbf'])
     for k in data.draw(st.lists(st.sampled_from(['train.txt','val.txt','test.txt','classes.txt']), min_size=1, max_size=3)):
-        b = bytearray(files[k] if isinstance(files[k],bytes) else files[k].encode())
+        b = bytearray(files[k])
         for _ in range(data.draw(st.integers(1,6))):
             i = data.draw(st.integers(0,len(b)))
             b[i:i+data.draw(st.integers(0,9))] = data.draw(junk)
         files[k] = bytes(b)
-    try: m = read_manifest(write_zip(tmp_path_factory.mktemp('z')/'a.zip', files))
+    path = write_zip(tmp_path_factory.mktemp('z')/'a.zip', files)
+    if files['classes.txt']==b'0 cat\n1 dog':
+        assert not list(list_faults(path, files, ['cat','dog']))
+        return
+    try: m = read_manifest(path)
     except ValueError as e: assert re.search(r'\b(train|val|test|classes)\.txt( line \d|: | names no class)', str(e)), e
-    else: assert len(m)==len(m.labels)==len(m.names) and m.labels.min()>=0 and m.labels.max()<len(m.classes)
+    else:
+        split = {r.path:s for r,s in zip(m.rows, m.split)}
+        for i,(_,s) in proper(files, 12, 2)[0].items(): assert split.get(f'images/{i}.png', s)==s
 
 @pytest.mark.parametrize('change', [dict(), {'train.txt':b'\xef\xbb\xbf'}, {'val.txt':b'\n\n'}, {'classes.txt':b'0 cat\r\n1 dog\r\n'}],
     ids=str)
@@ -528,7 +535,7 @@ def test_a_whole_cache_in_a_read_only_folder_can_be_used(tmp_path, monkeypatch):
     a = load_data(z, 8, cache_dir=tmp_path/'c')
     def no(*a, **k): raise OSError(errno.EROFS, 'read-only')
     monkeypatch.setattr(mils.cache, 'locked', no)
-    for module in (mils.cache, mils.pixels): monkeypatch.setattr(module, 'write_atomic', no)
+    for module in (mils.disk, mils.pixels): monkeypatch.setattr(module, 'write_atomic', no)
     assert load_data(z, 8, cache_dir=tmp_path/'c').key==a.key
 
 # --- downloads
