@@ -1,6 +1,6 @@
 """Starting and memory: what a user waits for, and what a training of 50,000 cached pictures takes
 
-    python benchmarks/start.py --data FOLDER [--size 64] [--rounds 5] [--steps 20] [--record]
+    python benchmarks/start.py [--data FOLDER] [--size 64] [--rounds 5] [--steps 20] [--record]
 
 Each measurement has a process of its own. Rows: seconds of `import mils.channels`, and whether that loads fastai or pandas; seconds of a
 process that loads a set which is cached already; the peak of a process that trains the Wide ResNet of width 4, as the system counts it,
@@ -25,8 +25,8 @@ print(json.dumps(row | {f'loads_{k}':k in sys.modules for k in ('fastai','pandas
 STARTED = '''
 import json,sys,time
 start = time.perf_counter()
-from mils.sets import load_data
-ds = load_data(sys.argv[1], int(sys.argv[2]))
+from mils.specs import load_typed
+ds = load_typed(sys.argv[1], int(sys.argv[2]))
 print(json.dumps(dict(seconds=time.perf_counter()-start, pictures=len(ds.images))))
 '''
 
@@ -34,7 +34,7 @@ TRAINED = '''
 import json,sys
 from pathlib import Path
 from fastai.callback.core import Callback,CancelFitException
-from mils.sets import load_data
+from mils.specs import load_typed
 from mils.config import Config
 from mils.learner import get_learner
 class FewSteps(Callback):
@@ -44,7 +44,7 @@ class FewSteps(Callback):
 def mib(key):
     line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
     return int(line.split()[1])/1024
-ds = load_data(sys.argv[1], int(sys.argv[2]))
+ds = load_typed(sys.argv[1], int(sys.argv[2]))
 cfg = Config('wide_resnet', dict(width=4))
 learn = get_learner(cfg, ds, cbs=FewSteps())
 learn.fit(1)
@@ -60,7 +60,7 @@ def told(code, *args):
 
 def main(words=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', required=True, help='a folder or zip with images')
+    p.add_argument('--data', default='chroma', help='a folder or zip with images, or chroma')
     p.add_argument('--size', type=int, default=64, help='pixels of the side')
     p.add_argument('--rounds', type=int, default=5, help='of each start; all are told')
     p.add_argument('--steps', type=int, default=20, help='of training; the peak is reached in the first')
