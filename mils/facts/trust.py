@@ -30,7 +30,7 @@ def recorded_table()->pd.DataFrame:
 
 # %% ../../nbs/09j_trust.ipynb #3ae7147c
 def tried_cases()->pd.DataFrame: # as `tests/campaign` writes it
-    "One row for each kind of case and each day"
+    "One row for each kind of case and each call"
     return pd.read_csv(results_dir()/'campaign'/'cases.csv', keep_default_na=False)
 
 def mended_faults()->pd.DataFrame: # `date`, `kind`, `what`, `test`
@@ -64,4 +64,4 @@ def read()->Trust:
                  every.results.nunique(),
                  ' and '.join(sorted(set(every.device))),
                  int(t.cases[t.group!='faults'].sum()), int(kills),
-                 int(last.faults.sum()), len(mended_faults()), t.date.max())
+                 int(last.faults.sum()), len(mended_faults()), t.date.max()[:10])

@@ -84,7 +84,7 @@ def row(kind, done, date):
                 events=sum(t.events for t in done.values()), seconds=round(sum(t.seconds for t in done.values()), 1), why='; '.join(why))
 
 def add(path, new):
-    "Enter a row; one of the same kind and day that ends where it begins is made longer"
+    "Enter a row; one of the same kind and call is made longer"
     rows = read_rows(path)
     for r in rows:
         if (r['date'],r['kind'])==(new['date'],new['kind']) and int(r['last'])+1==new['first']:
@@ -118,7 +118,8 @@ def turns(rows, kind):
 
 def campaign(only, minutes, out, cases):
     "Try kinds, the one with the fewest turns first; the number of faults"
-    end,date,wrong,left = time.time()+60*minutes,datetime.now(timezone.utc).date().isoformat(),0,dict.fromkeys(only, cases)
+    end,wrong,left = time.time()+60*minutes,0,dict.fromkeys(only, cases)
+    date = f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M}'
     while time.time()<end and any(left.values()):
         rows = read_rows(out)
         kind = min((k for k in only if left[k]), key=lambda k: turns(rows, k))
