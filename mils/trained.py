@@ -65,12 +65,14 @@ def _another(cfg, folder, how):
     return f'{folder} holds a run of another {cfg.model}: {how}. {version_advice(cfg)}; or remove the folder to train it anew'
 
 # %% ../nbs/06c_trained.ipynb #7ed0a0c4
+def read_record(path):
+    try: return json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove the folder to train it anew') from None
+
 def _stored_about(folder):
     "What `config.json` says, or nothing before a run has begun; `ValueError` where nobody can tell what the folder holds"
     path = folder/'config.json'
-    if path.exists():
-        try: return json.loads(path.read_text())
-        except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove the folder to train it anew') from None
+    if path.exists(): return read_record(path)
     if (folder/'DONE').exists(): raise ValueError(f'{path} is missing from a finished run; remove the folder to train it anew')
 
 def check_folder(cfg, ds, folder):
@@ -137,7 +139,7 @@ def _provenance(folder):
     "Where a run's network comes from, as far as the folder says"
     def read(name):
         path = folder/name
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_record(path) if path.exists() else {}
     about,done = read('config.json'),read('DONE')
     said = dict(config=about.get('config'), source=about.get('source'), finished=done.get('finished'), accuracy=done.get('accuracy'))
     return {'licence':None, **{k:v for k,v in said.items() if v is not None}}
@@ -158,7 +160,7 @@ def load_run(
     d = first_difference(shapes_of(tensors), todays_shapes(arch, len(meta['classes']), meta['size']))
     if d: raise ValueError(f'{folder} holds a run of another {arch.model}: {d}. {version_advice(arch)}')
     about = folder/'config.json'
-    if about.exists(): warn_of_changes(arch, folder, json.loads(about.read_text()).get('outside', {}))
+    if about.exists(): warn_of_changes(arch, folder, read_record(about).get('outside', {}))
     net = load_classifier(path)
     net.origin |= _provenance(folder)
     return net

@@ -16,6 +16,7 @@ from mils.planes import read_planes
 from mils.relations import audit_table
 from mils.runs import train_run
 from mils.sweeps import sweep_runs
+from mils.trained import load_run
 from mils.tables import collect_runs,read_table,results_dir,write_results
 from test_data import course,says,write
 
@@ -145,6 +146,11 @@ def test_epochs_that_are_missing_from_a_record_are_told(tiny, tmp_path):
         with says('metrics.jsonl'): collect_runs(tmp_path)
     (run/'metrics.jsonl').write_bytes(b)
     assert len(collect_runs(tmp_path)['epochs'])==2
+    for name in ('config.json','DONE'):
+        b = (run/name).read_bytes()
+        (run/name).write_bytes(b[:-9])
+        with says(name, 'damaged'): load_run(run)
+        (run/name).write_bytes(b)
 
 def test_every_fault_that_was_found_has_its_test():
     names = {k for f in Path(__file__).parent.glob('test_*.py') for k in re.findall(r'^def (test_\w+)', f.read_text(), re.M)}

@@ -57,11 +57,13 @@ def before(work, at, calm):
 
 SAME = ['run','epoch','train_loss','val_loss','val_top1','val_top5','lr']
 
+def weights(folder):
+    return {k:v.numpy().tobytes() for k,v in load_run(folder).net.state_dict().items() if hasattr(v, 'numpy')}
+
 def _run(folder):
     rows = [json.loads(l) for l in (folder/'metrics.jsonl').read_text().splitlines()]
     preds = pd.read_parquet(folder/'predictions.parquet')
-    weights = {k:v.numpy().tobytes() for k,v in load_run(folder).net.state_dict().items() if hasattr(v, 'numpy')}
-    return dict(rows=[{k:r[k] for k in SAME if k in r} for r in rows], preds=preds.to_csv(), weights=weights)
+    return dict(rows=[{k:r[k] for k in SAME if k in r} for r in rows], preds=preds.to_csv(), weights=weights(folder))
 
 def outcome(work, at, calm):
     "All of a result that must not depend on how it was disturbed"
