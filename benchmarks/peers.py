@@ -126,9 +126,11 @@ def timm_words(cfg, job, root):
     "What is typed after train.py"
     s,size = cfg.settings,job['size']
     warm = max(1, round(cfg.epochs/4))                        # of whole epochs; the schedule of ours rises for a quarter
+    if job['resize']: interpolation = 'bilinear'
+    else: interpolation = 'bicubic'                           # parts of thumbnails are scaled up, and bilinear would blur them
     words = dict(model='network_of_mils', num_classes=job['n_classes'], data_dir=root, train_split='train', val_split='val',
         class_map=root/'classes.txt', input_size=(3,size,size), mean=job['mean'], std=job['std'], crop_pct=1, interpolation='bilinear',
-        train_interpolation='bilinear', scale=(zoom(s['shift']),1), ratio=(1,1), hflip=.5*s['flip'], color_jitter_prob=0,
+        train_interpolation=interpolation, scale=(zoom(s['shift']),1), ratio=(1,1), hflip=.5*s['flip'], color_jitter_prob=0,
         opt='adamw', lr=s['lr'], weight_decay=s['wd'], smoothing=s['smoothing'], batch_size=s['bs'], validation_batch_size=2*s['bs'],
         sched='cosine', epochs=cfg.epochs-warm, warmup_epochs=warm, warmup_lr=s['lr']/25, min_lr=s['lr']/1e4,
         device=job['device'], workers=job['workers'], seed=cfg.seed, output=root, experiment='run', checkpoint_hist=1, log_interval=10**9)

@@ -26,7 +26,7 @@ def test_ours_and_fastai_are_trained(peers, monkeypatch, capsys, tmp_path):
     def ours_here(way, cfg, folder, size, cache, device, **how):
         ds = mils.bench.cached(mils.bench.read_manifest(folder), size, cache_dir=cache)
         return mils.bench.ways[way](Config(**cfg), ds, Path(folder), mils.bench.torch.device(device), **how)
-    def prepared_here(*args): return prepared(chroma(n_train=300, n_val=20, n_test=20), args[1], workers=0, device='cpu')
+    def prepared_here(*args): return prepared(chroma(n_train=140, n_val=20, n_test=20), args[1], workers=0, device='cpu')
     monkeypatch.setattr(mils.bench, '_in_child', ours_here)
     monkeypatch.setattr(peers, 'fastai_alone', peers.train_fastai)
     monkeypatch.setattr(peers, 'prepared', prepared_here)
