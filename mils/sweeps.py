@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children,get_context
 from pathlib import Path
 from .core import lookup,progress
 from .imageset import ImageSet
@@ -68,14 +68,21 @@ def _try_run(cfg, wait):
     return _train_seed(cfg, _Worker.ds, _Worker.root, _Worker.folds, _Worker.device, wait)
 
 # %% ../nbs/06e_sweeps.ipynb #89bea75e
+def _end_broken(others, kind, *_):
+    "Where a process was killed, end those that it leaves: one that was just starting would be waited for without end"
+    if kind is not BrokenProcessPool: return
+    for p in active_children():
+        if p not in others: p.kill()
+
 def _in_processes(stack, cfgs, ds, root, device, folds, jobs):
     "One run after the other in this process, or `jobs` at a time in others"
     if jobs==1: return lambda cfgs,wait: [(cfg, partial(_train_seed, cfg, ds, root, folds, device, wait)) for cfg in cfgs]
     threads = max(1, os.cpu_count()//jobs)
     given = (ds, folds, root, device, threads, registered(cfgs, "train one run at a time (jobs=1)"))
-    workers = max(1, min(jobs, len(cfgs)))
+    workers,others = max(1, min(jobs, len(cfgs))),active_children()
     pool = stack.enter_context(ProcessPoolExecutor(workers, get_context('spawn'), _prepare, given))
     stack.callback(pool.shutdown, cancel_futures=True)              # after an error, do not start what is left
+    stack.push(partial(_end_broken, others))
     return lambda cfgs,wait: [(cfg, pool.submit(_try_run, cfg, wait).result) for cfg in cfgs]
 
 # %% ../nbs/06e_sweeps.ipynb #a4065f99
@@ -117,6 +124,17 @@ def check_engine(on, jobs=1, address=None, num_cpus=None, num_gpus=None):
     return dict(jobs=jobs)
 
 # %% ../nbs/06e_sweeps.ipynb #89cc1fc6
+def _finish(todo, n, failed, name):
+    "Wait for `n` runs, and note which failed; the `Config`s of those that another sweep is at"
+    later = []
+    for cfg,finish in progress(todo, 'runs', total=n):
+        try: finish()
+        except Timeout: later.append(cfg)
+        except (OSError,BrokenProcessPool): raise
+        except Exception as e: failed[name(cfg)] = f'{type(e).__name__}: {e}'      # in words: an exception would keep the network in memory
+    return later
+
+# %% ../nbs/06e_sweeps.ipynb #0c2d1290
 _was_killed = ('a process that trained was killed, perhaps because memory was full; '
                'the same command continues, and fewer runs at a time (--jobs) take less')
 
@@ -134,17 +152,10 @@ def sweep_runs(
 )->dict: # run name -> what went wrong, for each run that failed
     "Train every run that is not done yet"
     how,failed = check_engine(on, jobs, address, num_cpus, num_gpus),{}
-    with ExitStack() as stack:
-        run = engines[on](stack, cfgs, ds, root, device, folds, **how)
-        for wait in (False,True):
-            if not cfgs: break
-            later = []
-            for cfg,finish in progress(run(cfgs, wait), 'runs', total=len(cfgs)):
-                try: finish()
-                except Timeout: later.append(cfg)
-                except BrokenProcessPool: raise ChildProcessError(_was_killed) from None
-                except OSError: raise
-                except Exception as e:                              # in words: an exception would keep the network in memory
-                    failed[run_name(cfg, seed_set(ds, cfg.seed, folds))] = f'{type(e).__name__}: {e}'
-            cfgs = later
+    try:
+        with ExitStack() as stack:
+            run = engines[on](stack, cfgs, ds, root, device, folds, **how)
+            for wait in (False,True):
+                if cfgs: cfgs = _finish(run(cfgs, wait), len(cfgs), failed, lambda cfg: run_name(cfg, seed_set(ds, cfg.seed, folds)))
+    except BrokenProcessPool: raise ChildProcessError(_was_killed) from None
     return failed
