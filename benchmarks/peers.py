@@ -21,10 +21,11 @@ from mils.tables import results_dir
 from mils.specs import parse_classes
 from mils.identity import environment
 from mils.bench import _one_training,add_rows,prepared,train_once
-from fastai.vision.all import (accuracy,Adam,Callback,CategoryBlock,CropPad,CrossEntropyLossFlat,FlipItem,ImageDataLoaders,Learner,
-                               Normalize,PadMode,RandomCrop,Resize,set_seed)
+from fastai.vision.all import (accuracy,Adam,Callback,CategoryBlock,CrossEntropyLossFlat,FlipItem,ImageDataLoaders,Learner,Normalize,
+                               RandomResizedCrop,set_seed)
 from fastai.callback.channelslast import ChannelsLast
 import pandas as pd,torch
+from PIL import Image
 
 WAYS = ('ours','usual','fastai','timm')
 
@@ -40,7 +41,20 @@ def known_to_peers(job, ds):
     if workers is None: workers = os.cpu_count()
     return dict(job, workers=workers, n_classes=ds.n_classes, mean=ds.stats.mean.tolist(), std=ds.stats.std.tolist())
 
+# peers have no shift: they crop at random and scale to the network's size
+
+def zoom(shift):
+    "The smallest share of a picture that a random crop keeps, so that its middle moves by up to `shift` of the side"
+    return (1-2*shift)**2
+
+def filter_of(job):
+    "The filter that scales crops: parts of thumbnails are scaled up, and bilinear would blur them"
+    if job['resize']: return 'bilinear'
+    return 'bicubic'
+
 # fastai
+
+RESAMPLES = dict(bilinear=Image.BILINEAR, bicubic=Image.BICUBIC)
 
 class Clock(Callback):
     "A row an epoch: seconds of its training, and pictures a second"
@@ -58,16 +72,13 @@ def in_bf16(net, device):
     net.forward = lambda x: forward(x).float()
 
 def fastai_loaders(cfg, job):
-    "fastai's loaders of the files, with the augmentation of the usual pipeline"
+    "fastai's loaders of the files; a validation picture that is not square is squeezed"
     s,size = cfg.settings,job['size']
     rows = [(name, label, split=='val') for split in ('train','val') for name,label in listed(job['folder'], split)]
     df = pd.DataFrame(rows, columns=['name','label','is_valid'])
-    padded = size+2*round(s['shift']*size)
-    tfms = [CropPad(padded, pad_mode=PadMode.Reflection), RandomCrop(size), FlipItem(.5*s['flip'])]
-    if job['resize']: tfms.insert(0, Resize(size))
-    for order,t in enumerate(tfms): t.order = order           # fastai sorts by it, and would crop before it pads
+    crop = RandomResizedCrop(size, min_scale=zoom(s['shift']), ratio=(1,1), val_xtra=0, resamples=(RESAMPLES[filter_of(job)],Image.NEAREST))
     return ImageDataLoaders.from_df(df, job['folder'], fn_col='name', label_col='label', valid_col='is_valid', y_block=CategoryBlock,
-        item_tfms=tfms, batch_tfms=Normalize.from_stats(job['mean'], job['std']), bs=s['bs'], val_bs=2*s['bs'],
+        item_tfms=[crop, FlipItem(.5*s['flip'])], batch_tfms=Normalize.from_stats(job['mean'], job['std']), bs=s['bs'], val_bs=2*s['bs'],
         num_workers=job['workers'], device=torch.device(job['device']))
 
 def train_fastai(cfg, job):
@@ -118,19 +129,13 @@ def class_folders(job, root):
             path = Path(job['folder']).resolve()/name
             (root/split/names[label]/path.name).symlink_to(path)
 
-def zoom(shift):
-    "The smallest share of a picture that a random crop keeps, so that its middle moves by up to `shift` of the side"
-    return (1-2*shift)**2
-
 def timm_words(cfg, job, root):
     "What is typed after train.py"
     s,size = cfg.settings,job['size']
     warm = max(1, round(cfg.epochs/4))                        # of whole epochs; the schedule of ours rises for a quarter
-    if job['resize']: interpolation = 'bilinear'
-    else: interpolation = 'bicubic'                           # parts of thumbnails are scaled up, and bilinear would blur them
     words = dict(model='network_of_mils', num_classes=job['n_classes'], data_dir=root, train_split='train', val_split='val',
         class_map=root/'classes.txt', input_size=(3,size,size), mean=job['mean'], std=job['std'], crop_pct=1, interpolation='bilinear',
-        train_interpolation=interpolation, scale=(zoom(s['shift']),1), ratio=(1,1), hflip=.5*s['flip'], color_jitter_prob=0,
+        train_interpolation=filter_of(job), scale=(zoom(s['shift']),1), ratio=(1,1), hflip=.5*s['flip'], color_jitter_prob=0,
         opt='adamw', lr=s['lr'], weight_decay=s['wd'], smoothing=s['smoothing'], batch_size=s['bs'], validation_batch_size=2*s['bs'],
         sched='cosine', epochs=cfg.epochs-warm, warmup_epochs=warm, warmup_lr=s['lr']/25, min_lr=s['lr']/1e4,
         device=job['device'], workers=job['workers'], seed=cfg.seed, output=root, experiment='run', checkpoint_hist=1, log_interval=10**9)
