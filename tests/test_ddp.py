@@ -13,7 +13,7 @@ from mils.core import write_atomic
 from mils.ddp import in_group,sharing
 from mils.identity import run_name
 from mils.learner import get_learner
-from mils.models import create_model,register_model,small_cnn
+from mils.models import create_model,models,register_model,small_cnn
 from mils.processes import run_together
 from mils.runs import train_run
 from mils.weights import load_state,save_state
@@ -207,5 +207,7 @@ def test_what_cannot_be_shared_is_one_line(tmp_path, monkeypatch, capsys):
 def test_a_network_of_this_session_cannot_be_shared(tmp_path):
     @register_model
     def of_this_session(n_classes, c_in=3, size=32): return small_cnn(n_classes, c_in, size)
-    with pytest.raises(ValueError, match='other processes cannot see it.*or train in one process'):
-        train_run(config(model='of_this_session'), small_set(), tmp_path, 'cpu', processes=2)
+    try:
+        with pytest.raises(ValueError, match='other processes cannot see it.*or train in one process'):
+            train_run(config(model='of_this_session'), small_set(), tmp_path, 'cpu', processes=2)
+    finally: models.pop('of_this_session')

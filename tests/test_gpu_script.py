@@ -18,7 +18,7 @@ def trained_here(way, cfg, folder, size, cache, device, **how):
     "What a process of its own would answer"
     ds = mils.bench.cached(mils.bench.read_manifest(folder), size, cache_dir=cache)
     how['workers'] = 0
-    return mils.bench._ways[way](mils.bench.Config(**cfg), ds, Path(folder), mils.bench.torch.device(device), **how)
+    return mils.bench.ways[way](mils.bench.Config(**cfg), ds, Path(folder), mils.bench.torch.device(device), **how)
 
 @pytest.fixture
 def run(gpu, monkeypatch, tmp_path):

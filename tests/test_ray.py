@@ -167,15 +167,15 @@ def look(asked, work, mark, teacher, ds, cfg, wait):
         low,high = (int(o, 16) for o in span.split('-'))
         if low<=at<high: place = [inode, at-low+int(offset, 16), *file[:1]]
     began = time.time()
-    time.sleep(1)
+    time.sleep(cfg.epochs)
     seen = dict(node=get_runtime_context().get_node_id(), pid=os.getpid(), place=place, own=ds.images.flags.owndata,
                 writeable=ds.images.flags.writeable, span=[began,time.time()], gpus=os.environ.get('CUDA_VISIBLE_DEVICES'))
     return f'look-{cfg.seed}',dict(DONE=json.dumps(seen).encode())
 
-def looked(n, monkeypatch, *args, **kwargs):
+def looked(n, monkeypatch, *args, seconds=1, **kwargs):
     monkeypatch.setattr(ours, '_train_there', look)
     root = args[1]
-    assert sweep_runs([Config(seed=s) for s in range(n)], *args, on='ray', **kwargs)=={}
+    assert sweep_runs([Config(seed=s, epochs=seconds) for s in range(n)], *args, on='ray', **kwargs)=={}
     return [json.loads(p.read_text()) for p in root.glob('look-*/DONE')]
 
 def test_pictures_are_once_on_a_node_and_are_not_copied(nodes, second, ds, tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_pictures_are_once_on_a_node_and_are_not_copied(nodes, second, ds, tmp_p
 
 def test_two_runs_share_a_gpu_and_each_has_a_process(nodes, ds, tmp_path, monkeypatch):
     node = nodes.add(num_gpus=1)
-    try: seen = looked(4, monkeypatch, ds, tmp_path/'runs', address=nodes.address, num_cpus=.5, num_gpus=.5)
+    try: seen = looked(4, monkeypatch, ds, tmp_path/'runs', address=nodes.address, num_cpus=.5, num_gpus=.5, seconds=8)
     finally: nodes.kill(node)
     assert len({o['pid'] for o in seen})==4 and {o['gpus'] for o in seen}=={'0'}
     at_once = lambda o: sum(p['span'][0]<=o['span'][0]<p['span'][1] for p in seen)
