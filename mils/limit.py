@@ -102,6 +102,12 @@ def limit_table(
     rows.append(dict(layer='', kind='AdamW', product_ms=0., least_ms=0., move_ms=1e3*_optimiser_bytes*weights/moves))
     return pd.DataFrame(rows)
 
+def _to_train(name, n_classes, size, batch, device, options):
+    "A network that is to be trained, and a batch of pictures for it"
+    torch.manual_seed(0)
+    net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last).train()
+    return net,_pictures(batch, size, torch.device(device))
+
 def step_limit(
     name:str,  # see `list_models`
     n_classes:int=100,
@@ -112,9 +118,7 @@ def step_limit(
     **options,  # of the model
 )->tuple: # milliseconds: at the best rate of the machine; with products of the network's own sizes
     "The least that a training step of a network could take on this machine"
-    torch.manual_seed(0)
-    net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last).train()
-    t = limit_table(net, _pictures(batch, size, torch.device(device)), precision)
+    t = limit_table(*_to_train(name, n_classes, size, batch, device, options), precision)
     return t.least_ms.sum()+t.move_ms.sum(), t.product_ms.sum()+t.move_ms.sum()
 
 # %% ../nbs/04c_limit.ipynb #b2b40fff
@@ -154,9 +158,7 @@ def where_time_goes(
     **options,  # of the model
 )->pd.DataFrame: # a row a kind of operation: `kind`, `spent_ms`, `least_ms`
     "What a training step spends its time on, and the least that each kind of operation could take"
-    torch.manual_seed(0)
-    net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last).train()
-    x = _pictures(batch, size, torch.device(device))
+    net,x = _to_train(name, n_classes, size, batch, device, options)
     t = limit_table(net, x, precision)
     least = (t.least_ms+t.move_ms).groupby(t.kind.map(_kind_of_layer)).sum()
     spent = pd.Series(step_times(_training(net, x, precision)))
