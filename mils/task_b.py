@@ -37,14 +37,15 @@ task_b['task-b'] = dict(_task_b, seeds=range(3), arms=[
     arm('strict3', 'the best of the ideas for three layers, one at a time; an arm before its test accuracy was looked at', fine=2)])
 
 # %% ../nbs/06_task_b.ipynb #c7aa61b8
-_searched = [{**opt, **lr} for opt in ({}, dict(opt='muon'))
-             for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]   # {}: AdamW, 0.002, which is the bridge
-_bridge = 'as in task-b, on another kind of device'
+_muon = dict(opt='muon')
+_searched = [*[dict(lr=v) for v in (1e-3,4e-3)],
+    *[{**_muon, **lr} for lr in ({}, dict(lr=1e-3), dict(lr=4e-3))]]
 task_b['task-b-tuning'] = dict(_task_b, seeds=[0], arms=[
-    *[net(_bridge, seeds=range(3)) for net in (_fine,_cifar)],
-    *[net(f'the same search for {whom}', overrides=o)
-      for net,whom in ((_fine,'our network'),(_cifar,'ResNet34'))
-      for o in _searched if o]])
+    net(f'the same search for {whom}', overrides=o)
+    for net,whom in ((_fine,'our network'),(_cifar,'ResNet34'))
+    for o in _searched])
+task_b['task-b-bridge'] = dict(_task_b, seeds=range(3), arms=[
+    net('as in task-b, on another kind of device') for net in (_fine,_cifar)])
 
 # %% ../nbs/06_task_b.ipynb #d9734ec2
 _three = range(3)
@@ -87,7 +88,6 @@ def _recipes(net):
         *[net('other batch sizes', overrides=dict(bs=v)) for v in (24,64,256)]]
 
 _two = 'two changes at once: chosen when one seed had shown what is strong'
-_muon = dict(opt='muon')
 task_b['task-b-ablation'] = dict(_task_b, seeds=range(3), arms=[
     _blocks('what is changed: the Wide ResNet'),
     *_values(_blocks, 'width', width=[2,4,8]),
@@ -118,36 +118,34 @@ def _together(*parts, **kwargs):
     why = 'gained alone, or never tried' if len(parts)==1 else 'what gained alone, together'
     return _fine(why, **options, **kwargs)
 
-_ten_epochs = [
-    _fine('what is changed', seeds=range(3)),
-    *[_together(o) for o in (_white, _gates, _means, _late, _wider)],
+_taught,_mixed,_averaged = dict(teacher='resnet34 stem=cifar'),dict(cutmix=1.),dict(average=.998)
+_small,_fade = dict(small=.5),dict(parts='fade')
+task_b['task-b-ideas'] = dict(_task_b, seeds=[0], arms=[
+    *[_together(o) for o in (_white, _gates, _means, _late, _wider, _fade)],
+    *[_together({}, overrides=o) for o in (_averaged, _small)],
     _together(_white, _gates), _together(_white, _means), _together(_gates, _means),
     *[_together(_all_three, o) for o in ({}, _late, _wider)],
-    *[_together(_all_three, o, overrides=_muon) for o in ({}, _late, _wider)]]
-
+    *[_together(_all_three, o, overrides=_muon) for o in ({}, _late, _wider)]])
 
 # %% ../nbs/06_task_b.ipynb #27a507b7
 _idea = partial(_fine, dropout=.5, epochs=40)
 
 def _ideas(why, *changes, **options): return [_idea(why, overrides={**_guard, **c}, **options) for c in changes]
 
-_taught,_mixed,_averaged = dict(teacher='resnet34 stem=cifar'),dict(cutmix=1.),dict(average=.998)
 _teacher = 'a teacher: ResNet34, which is trained first'
-_forty_epochs = [
-    *_ideas('what is changed', {}),
-    *_ideas('averaged weights', _averaged),
-    *_ideas('mixed pictures', dict(mixup=.2), _mixed),
-    *_ideas('small pictures first', dict(small=.5)),
-    *_ideas('activations that fade', {}, parts='fade'),
-    *_ideas('orthogonalised momentum', _muon),
+task_b['task-b-ideas-40'] = dict(_task_b, seeds=[0], arms=[
     *_ideas('what gained in ten epochs', {}, **_all_three),
+    *_ideas('ideas together', {**_mixed, **_averaged}, **_all_three),
+    *_ideas(_teacher, {**_taught, **_mixed}, **_all_three),
+    *_ideas('averaged weights', _averaged),
+    *_ideas('mixed pictures', _mixed, dict(mixup=.2)),
+    *_ideas('small pictures first', _small),
+    *_ideas('activations that fade', {}, **_fade),
+    *_ideas('orthogonalised momentum', _muon),
     *_ideas('ideas together', {**_mixed, **_averaged}),
-    *_ideas('ideas together', _muon, _mixed, {**_mixed, **_averaged}, **_all_three),
+    *_ideas('ideas together', _muon, _mixed, **_all_three),
     *_ideas(_teacher, _taught, {**_taught, **_mixed}),
-    *_ideas(_teacher, _taught, {**_taught, **_mixed}, **_all_three)]
-
-task_b['task-b-ideas'] = dict(_task_b, seeds=[0], arms=[*_ten_epochs, *_forty_epochs])
-
+    *_ideas(_teacher, _taught, **_all_three)])
 
 # %% ../nbs/06_task_b.ipynb #ecbcfc4b
 _reported = "the study's recipe"
@@ -160,7 +158,7 @@ task_b['task-b-recipe'] = dict(_task_b, seeds=range(3), arms=[
 
 # %% ../nbs/06_task_b.ipynb #86a1895f
 _of_study = (_study_width, _imagenet, partial(arm, 'convmixer'), partial(arm, 'ghostnet_style'), _strict4)
-task_b['task-b-224'] = dict(photos, size=224, classes='0-9', precision='float32', epochs=1, seeds=[0], arms=[
+task_b['task-b-224'] = dict(photos, size=224, classes='0-3', precision='float32', epochs=1, seeds=[0], arms=[
     net("a network of the study, at its size", recipe='seed') for net in _of_study])
 
 # %% ../nbs/06_task_b.ipynb #e9731ef0
