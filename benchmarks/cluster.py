@@ -1,6 +1,6 @@
 """What Ray costs a sweep on this machine: its start with 50,000 pictures of 64 px, and each run after that
 
-    python benchmarks/cluster.py [--runs 24] [--out FILE.csv]
+    python benchmarks/cluster.py [--runs 24] [--record]
 
 * **cluster** is what Ray takes to start on one machine.
 * **start** is the time from the call to the first moment of the first task on a cluster that is there: the pictures in the object
@@ -57,23 +57,25 @@ def run_seconds(root, n):
     ray.shutdown()
     return (seconds['ray']-seconds['processes'])/n
 
-def main(n, out):
+def main(n, record):
     os.environ |= dict(RAY_USAGE_STATS_ENABLED='0', TQDM_DISABLE='1')
     try: import ray  # noqa: F401
     except ImportError: return print('Ray is not installed: pip install "mils[ray]"')
     import pandas as pd
+    from mils.bench import add_rows
+    from mils.identity import machine_and_date
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as tmp:
         cluster,start = start_seconds(Path(tmp)/'start')
         run = run_seconds(Path(tmp)/'runs', n)
-    row = dict(cluster_s=cluster, start_s=start, run_s=run, load=load, cores=os.cpu_count())
-    table = pd.DataFrame([row]).round(2)
-    print(table.to_string(index=False))
-    if out: table.to_csv(out, index=False)
+    row = dict(cluster_s=cluster, start_s=start, run_s=run, runs=n, load=load)
+    table = pd.DataFrame([row])
+    print(table.round(2).to_string(index=False))
+    if record: add_rows(table.assign(**machine_and_date('cpu')), 'cluster')
 
 if __name__=='__main__':
     p = argparse.ArgumentParser()
     p.add_argument('--runs', type=int, default=24)
-    p.add_argument('--out')
+    p.add_argument('--record', action='store_true', help='into results/speed/cluster.csv, which the report reads')
     a = p.parse_args()
-    main(a.runs, a.out)
+    main(a.runs, a.record)

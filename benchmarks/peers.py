@@ -9,7 +9,6 @@ out. A row a training: pictures a second of the epochs after the first, training
 """
 import argparse,json,os,re,subprocess,sys,tempfile,time
 from dataclasses import asdict
-from datetime import datetime,timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +16,8 @@ from mils.core import network_name
 from mils.models import create_model
 from mils.machine import default_device
 from mils.config import Config
-from mils.tables import results_dir
 from mils.specs import parse_classes
-from mils.identity import environment
+from mils.identity import machine_and_date
 from mils.bench import _one_training,add_rows,prepared,train_once
 from fastai.vision.all import (accuracy,Adam,Callback,CategoryBlock,CrossEntropyLossFlat,FlipItem,ImageDataLoaders,Learner,Normalize,
                                RandomResizedCrop,set_seed)
@@ -184,11 +182,9 @@ def train(way, cfg, job, ds, clone=None):
 
 def conditions(cfg, ds, photo_size):
     "What was compared, and on what machine"
-    e = environment(default_device())
     n = {f'n_{k}':len(ds.splits[k]) for k in ('train','val')}
     return dict(network=network_name(cfg.model, cfg.options), size=ds.size, photo_size=photo_size, **n, epochs=cfg.epochs,
-        batch=cfg.settings['bs'], threads=e['threads'], **{k:e[k] for k in ('device','machine','cores','torch','fastai')},
-        timm=version('timm'), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        batch=cfg.settings['bs'], threads=torch.get_num_threads(), fastai=version('fastai'), timm=version('timm'), **machine_and_date())
 
 def summary(t):
     "Pictures a second, how many times as fast ours is, and the accuracy, a row a way"
@@ -226,7 +222,7 @@ def main(words=None):
             for way in ways:
                 rows.append(train(way, Config(epochs=a.epochs, seed=r), job, ds, a.timm) | told)
                 print('{round} {way}: {images_per_s:,.0f} images/s, {val_top1:.2%}'.format(**rows[-1]), flush=True)
-                if a.record: add_rows(pd.DataFrame(rows[-1:]), results_dir()/'speed'/'peers.csv')
+                if a.record: add_rows(pd.DataFrame(rows[-1:]), 'peers')
     t = pd.DataFrame(rows)
     print(summary(t))
     return t

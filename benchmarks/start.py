@@ -7,11 +7,8 @@ process that loads a set which is cached already; the peak of a process that tra
 and without the pages of the cache, which the system takes back when memory is short.
 """
 import argparse,json,subprocess,sys
-from datetime import datetime,timezone
-from mils.core import write_atomic
-from mils.identity import environment
-from mils.machine import default_device
-from mils.tables import results_dir
+from mils.bench import add_rows
+from mils.identity import machine_and_date
 import pandas as pd
 
 IMPORTED = '''
@@ -72,14 +69,8 @@ def main(words=None):
         rows.append(dict(what='import', round=r, **told(IMPORTED)))
         rows.append(dict(what='start', round=r, **told(STARTED, a.data, a.size)))
     rows.append(dict(what='training', round=0, **told(TRAINED, a.data, a.size, a.steps)))
-    e = environment(default_device())
-    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    conditions = dict(size=a.size, **{k:e[k] for k in ('machine','cores','torch')}, date=date)
-    t = pd.DataFrame(rows).assign(**conditions)
-    print(t.drop(columns=['machine','torch','date']).to_string(index=False))
-    if a.record:
-        path = results_dir()/'speed'/'starts.csv'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, t.to_csv(index=False, float_format='%.6g'))
+    t = pd.DataFrame(rows)
+    print(t.to_string(index=False))
+    if a.record: add_rows(t.assign(size=a.size, **machine_and_date()), 'starts')
 
 if __name__=='__main__': main()

@@ -3,13 +3,12 @@
     python benchmarks/step.py [--rounds 3] [--record]
 """
 import argparse
-from datetime import datetime,timezone
 from itertools import product
-from mils.core import network_name,write_atomic
-from mils.identity import environment
+from mils.core import network_name
+from mils.bench import add_rows
+from mils.identity import machine_and_date
 from mils.limit import where_time_goes
 from mils.machine import default_device,has_bf16,keep_memory
-from mils.tables import results_dir
 import pandas as pd
 
 NETWORKS = (('small_cnn',{}), ('wide_resnet',dict(width=1)))
@@ -27,13 +26,8 @@ def main(words=None):
         t = where_time_goes(name, precision=precision, device=device, **options)
         rows.append(t.assign(network=network_name(name, options), precision=precision))
     t = pd.concat(rows).groupby(['network','precision','kind'], sort=False)[['spent_ms','least_ms']].median().reset_index()
-    e = environment(device)
-    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    t = t.assign(**{k:e[k] for k in ('device','machine','cores','torch')}, date=date)
+    t = t.assign(**machine_and_date(device))
     print(t[['network','precision','kind','spent_ms','least_ms']].round(2).to_string(index=False))
-    if a.record:
-        path = results_dir()/'speed'/'steps.csv'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, t.to_csv(index=False, float_format='%.6g'))
+    if a.record: add_rows(t, 'steps')
 
 if __name__=='__main__': main()

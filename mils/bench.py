@@ -8,7 +8,6 @@ __all__ = ['compare_speed']
 # %% ../nbs/06l_bench.ipynb #0d0950ff
 import json,subprocess,sys,tempfile,time
 from dataclasses import asdict
-from datetime import datetime,timezone
 from pathlib import Path
 from .core import network_name,write_atomic
 from .manifest import read_manifest
@@ -19,7 +18,7 @@ from .machine import default_device
 from .config import Config
 from .usual import write_files
 from .ways import ways
-from .identity import environment
+from .identity import machine_and_date
 from .tables import results_dir
 import pandas as pd,torch
 from PIL import Image
@@ -57,7 +56,7 @@ def train_once(
     return dict(round=cfg.seed, way=way, **_one_training(_in_child(way=way, cfg=asdict(cfg), **job)))
 
 # %% ../nbs/06l_bench.ipynb #25ec5a62
-def _ratio(df, a, b):
+def speed_ratio(df, a, b):
     "How many times as fast `a` is as `b`: ratio of the medians, the smallest and the largest ratio of a round"
     t = df.pivot(index='round', columns='way', values='images_per_s')
     by_round = t[a]/t[b]
@@ -93,7 +92,7 @@ def speed_summary(
         'M   bare/products':('bare','products')}
     for k,pair in pairs.items():
         if not {*pair}<={*df.way}: continue
-        r,least,most = _ratio(df, *pair)
+        r,least,most = speed_ratio(df, *pair)
         lines.append(f'{k} = {r:.2f} ({least:.2f} to {most:.2f})')
     lines.append(f"P3  waiting for input, ours = {_percent(df[df.way=='ours'].input_share.median())}")
     gap = df.pivot(index='round', columns='way', values='val_top1').eval('ours-usual')*100
@@ -127,11 +126,10 @@ def prepared(
 
 def _conditions(ds, cfg, rounds, photo_size, source, device):
     "What was compared, and on what machine"
-    e = environment(device)
     n = {f'n_{k}':len(ds.splits[k]) for k in ('train','val')}
     return dict(network=network_name(cfg.model, cfg.options), size=ds.size, photo_size=photo_size, source=source, **n, epochs=cfg.epochs,
         rounds=rounds, batch=cfg.settings['bs'], precision=cfg.precision, threads=torch.get_num_threads(),
-        **{k:e[k] for k in ('device','machine','cores','torch')}, date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        **machine_and_date(device))
 
 def _title(c, once):
     "What was compared, in a line"
@@ -177,11 +175,11 @@ def compare_speed(
 
 # %% ../nbs/06l_bench.ipynb #14814c86
 def add_rows(
-    rows:pd.DataFrame,  # what `compare_speed` returns
-    to=None,  # a CSV file, made where it is missing; default: the recorded one
+    rows:pd.DataFrame,  # of one measurement
+    name:str='trainings',  # of the table; by default that of what `compare_speed` returns
 ):
-    "Keep a measurement beside those before it"
-    to = Path(to or results_dir()/'speed'/'trainings.csv')
-    to.parent.mkdir(parents=True, exist_ok=True)
-    old = [pd.read_csv(to)] if to.exists() else []
-    write_atomic(to, pd.concat([*old, rows]).to_csv(index=False, float_format='%.6g'))
+    "Keep a measurement in `results/speed`, which the report reads, beside those before it"
+    path = results_dir()/'speed'/f'{name}.csv'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = [pd.read_csv(path)] if path.exists() else []
+    write_atomic(path, pd.concat([*old, rows]).to_csv(index=False, float_format='%.6g'))

@@ -8,6 +8,7 @@ __all__ = ['as_ever', 'declared', 'identity', 'data_identity', 'run_name']
 # %% ../nbs/06b_identity.ipynb #b2fa47b6
 import os,platform,subprocess
 from dataclasses import asdict
+from datetime import datetime,timezone
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -86,3 +87,10 @@ def environment(
     return dict(python=platform.python_version(), mils=mils.__version__, **libraries,
         device=str(device), machine=_processor(device), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
+
+def machine_and_date(
+    device=None,
+)->dict: # JSON
+    "What stands beside each row of a measurement: device, machine, cores, torch, date"
+    e = environment(device)
+    return {k:e[k] for k in ('device','machine','cores','torch')} | dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
