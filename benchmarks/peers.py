@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from mils.core import network_name
 from mils.models import create_model
-from mils.machine import default_device
 from mils.config import Config
 from mils.specs import parse_classes
 from mils.identity import machine_and_date

@@ -22,9 +22,10 @@ from .floors import judged,targets
 _decay = .3
 
 class Parts:
-    "Comparisons of Task A over parts of the pictures"
-    def __init__(self):
-        self.rec,self.plan = Recorded('task-a-folds'),protocols['task-a-folds']
+    "Comparisons of Task A over parts of the pictures, of the runs of one or several protocols"
+    def __init__(self, *names):
+        first,*_ = names = names or ('task-a-folds',)
+        self.rec,self.plan = Recorded(*names),protocols[first]
         self.epochs = self.plan['epochs']
         self.recipe,self.decayed = (
             json.dumps({**self.plan['overrides'], **o})

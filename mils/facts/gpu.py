@@ -125,7 +125,7 @@ def switch_table(folder=None)->pd.DataFrame:
     "Milliseconds of a training step with each switch, and how many times as fast as plain"
     columns = {c:{(call(r.network),r.switch):_step(r) for r in t.itertuples()} for c,t in measured('steps', folder).items()}
     rows = pd.MultiIndex.from_product([[call(n) for n in STEPPED], SWITCHES], names=['network','switch'])
-    return _beside({c:pd.Series(v) for c,v in columns.items()}, rows).reset_index()
+    return _beside({c:pd.Series(v) for c,v in columns.items()}, rows)
 
 # %% ../../nbs/09fa_gpu.ipynb #b8dd986d
 @dataclass(frozen=True)
