@@ -103,6 +103,7 @@ task_a['task-a-cells'] = dict(_of_cells, arms=[
     _one_for_cells('with the steps of all seven together', epochs=7*25),
     _one_for_cells('three sets for each picture and step', views=3),
     _one_for_cells('twice the filters', width=2),
+    _one_for_cells('sets without the stain are drawn more often', shares={'DNA':.3}),
     *_specialists('a specialist with twice the filters', _cells, width=2)])
 
 # %% ../nbs/06_task_a.ipynb #d279b99d
