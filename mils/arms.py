@@ -69,6 +69,8 @@ def _stem_words(cfg):
                          if cfg[k]!=usual]
     if cfg['held_out']:
         words.append('held_out='+','.join(map(set_name, cfg['held_out'])))
+    if cfg.get('shares'):
+        words.append('shares='+','.join(f'{k}:{v:g}' for k,v in cfg['shares'].items()))
     return words
 
 def describe(

@@ -42,7 +42,7 @@ def convert_sweep(
     runs:str='runs',  # where runs live
     out:str=None,  # folder for the tables; default: results/ and the protocol's name below `runs`
     record:bool=False,  # into the recorded tables in results/, which the report reads
-    methods:str=None,  # such as covariance,rebuilt; default: every way of converting
+    methods:str=None,  # such as covariance,rebuilt; default: every way of converting; folded: networks with a dynamic stem
     skip_bad:bool=False,  # go on without unreadable images, as the sweep did
 ):
     "Test a sweep's plain networks on every channel set without training, and keep the stems of its others"
@@ -50,8 +50,9 @@ def convert_sweep(
     from mils.stems import collect_stems
     root,out = Path(runs)/protocol,_out_folder(protocol, out, record, runs)
     ds = _protocol_data(protocol, data, skip_bad, root)
-    if collect_stems(root, ds, out) and not plain_runs(root, ds.channels): return
-    preds = convert_runs(root, ds, out, methods=methods.split(',') if methods else None)
+    ways = methods.split(',') if methods else ()
+    if collect_stems(root, ds, out) and not plain_runs(root, ds.channels) and 'folded' not in ways: return
+    preds = convert_runs(root, ds, out, methods=ways)
     by = [preds.method, preds.recalibrated, preds.channels]
     acc = (preds['rank']<1).groupby(by, observed=True, sort=False).mean().unstack()
     print((100*acc).round(1).to_string())

@@ -25,7 +25,7 @@ import pandas as pd,torch
 def _ways(methods):
     "Pairs of a method and whether batch norms are re-estimated; `ValueError` for an unknown method"
     for k in methods or ():
-        lookup({**conversions, **solved_layers}, k, 'conversion')
+        lookup({**conversions, **solved_layers, 'folded':None}, k, 'conversion')
     every = [*itertools.product(conversions, (False,True)),
              *((k,True) for k in solved_layers)]
     if not methods: return every
@@ -33,6 +33,7 @@ def _ways(methods):
 
 def _converted(net, channels, method, again, stats, x, batches, names):
     "`net` for a channel set, in one of the ways"
+    if method=='folded': return recalibrate(net.fold(channels), batches)
     one = conversions[method if method in conversions else 'covariance'](net, channels, stats,
         x[:512], names).eval()
     if method in solved_layers:
@@ -53,13 +54,23 @@ def _each_way(net, ds, n, ways):
             yield p[['image','rank']].assign(method=method, recalibrated=again, channels=set_name(s))
 
 # %% ../nbs/06h_converted.ipynb #eadedc87
+def _runs_on(root, channels, dynamic):
+    return [(c,f) for c,f in finished_runs(root)
+            if c['dynamic']==dynamic and set_name(c['channels'])==set_name(channels)]
+
 def plain_runs(
     root,  # a folder of runs
     channels='RGB',  # all those of the data
 )->list: # of (configuration, folder)
     "Finished runs of networks with a plain stem on all channels"
-    return [(c,f) for c,f in finished_runs(root)
-            if not c['dynamic'] and set_name(c['channels'])==set_name(channels)]
+    return _runs_on(root, channels, dynamic=False)
+
+def _runs_and_ways(root, channels, methods):
+    "What is converted, and how: a configuration, a folder and pairs as from `_ways`"
+    ways = _ways(methods)
+    every = [(c,f,ways) for c,f in plain_runs(root, channels)] if ways else []
+    if 'folded' not in (methods or ()): return every
+    return every+[(c,f,[('folded',True)]) for c,f in _runs_on(root, channels, dynamic=True)]
 
 # %% ../nbs/06h_converted.ipynb #2232a424
 @torch.no_grad()
@@ -68,14 +79,14 @@ def convert_runs(
     ds:ImageSet,  # the data they were trained on
     out=None,  # folder for `conversions.csv` and `conversions.parquet`, which grow
     n:int=4096,  # pictures for re-estimated statistics and solved layers
-    methods=None,  # names from `conversions` and `solved_layers`; default: all
+    methods=None,  # names from `conversions` and `solved_layers`, or `folded`; default: all but that
 )->pd.DataFrame: # a row a test image: `run`, `seed`, `method`, `recalibrated`, `channels`, `image`, `rank`
-    "Test predictions of every plain network on all channels below `root` on every channel set, see `probe_sets`, converted in every way"
-    ways,preds = _ways(methods),[]
-    for cfg,folder in progress(plain_runs(root, ds.channels), 'runs'):
+    "Test predictions of networks on all channels below `root` on every channel set, see `probe_sets`, converted in every way"
+    preds = []
+    for cfg,folder,ways in progress(_runs_and_ways(root, ds.channels, methods), 'runs'):
         for p in _each_way(load_run(folder).net, run_set(folder, ds), n, ways):
             preds.append(p.assign(run=folder.name, seed=cfg['seed']))
-    if not preds: raise ValueError(f'no plain network on {set_name(ds.channels)} among the finished runs in {root}')
+    if not preds: raise ValueError(f'no network on {set_name(ds.channels)} to convert among the finished runs in {root}')
     small = {**dict.fromkeys(('image','run','method','channels'),'category'), 'rank':'uint16'}
     columns = ['image','rank','run','seed','method','recalibrated','channels']
     preds = pd.concat(preds, ignore_index=True)[columns].astype(small)
