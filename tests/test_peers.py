@@ -30,7 +30,7 @@ def test_ours_and_fastai_are_trained(peers, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(mils.bench, '_in_child', ours_here)
     monkeypatch.setattr(peers, 'fastai_alone', peers.train_fastai)
     monkeypatch.setattr(peers, 'prepared', prepared_here)
-    monkeypatch.setattr(peers, 'results_dir', lambda: tmp_path)
+    monkeypatch.setattr(mils.bench, 'results_dir', lambda: tmp_path)
     t = peers.main(['--only','ours,fastai','--epochs','2','--rounds','1','--record'])
     assert list(t.way)==['ours','fastai']
     assert t.images_per_s.gt(0).all() and t.val_top1.between(0, 1).all()
