@@ -1,24 +1,11 @@
 "What benchmarks/gpu.py measures, at a tiny scale and without processes of their own, and that it goes on where it was cut"
-import importlib.util,sys
-from pathlib import Path
 import pandas as pd,pytest
 import mils.bench
+from scripts import script,trained_here
 from mils.facts.gpu import NETWORKS,OURS,PARTS,RESNET,STEPPED,read
 
 @pytest.fixture(scope='module')
-def gpu():
-    path = Path(__file__).resolve().parent.parent/'benchmarks'/'gpu.py'
-    spec = importlib.util.spec_from_file_location('gpu_script', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['gpu_script'] = module                     # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-def trained_here(way, cfg, folder, size, cache, device, **how):
-    "What a process of its own would answer"
-    ds = mils.bench.cached(mils.bench.read_manifest(folder), size, cache_dir=cache)
-    how['workers'] = 0
-    return mils.bench.ways[way](mils.bench.Config(**cfg), ds, Path(folder), mils.bench.torch.device(device), **how)
+def gpu(): return script('gpu')
 
 @pytest.fixture
 def run(gpu, monkeypatch, tmp_path):

@@ -1,19 +1,14 @@
 "What benchmarks/peers.py does: fastai and ours are trained on a few pictures, and timm's script is given what it needs"
-import importlib.util,json,subprocess
-from pathlib import Path
+import json,subprocess
 import pandas as pd,pytest
 import mils.bench
 from mils.bench import prepared
 from mils.chroma import chroma
 from mils.config import Config
+from scripts import script,trained_here
 
 @pytest.fixture(scope='module')
-def peers():
-    path = Path(__file__).resolve().parent.parent/'benchmarks'/'peers.py'
-    spec = importlib.util.spec_from_file_location('peers_script', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def peers(): return script('peers')
 
 @pytest.fixture(scope='module')
 def told(peers, tmp_path_factory):
@@ -23,11 +18,8 @@ def told(peers, tmp_path_factory):
     return peers.known_to_peers(job, ds)
 
 def test_ours_and_fastai_are_trained(peers, monkeypatch, capsys, tmp_path):
-    def ours_here(way, cfg, folder, size, cache, device, **how):
-        ds = mils.bench.cached(mils.bench.read_manifest(folder), size, cache_dir=cache)
-        return mils.bench.ways[way](Config(**cfg), ds, Path(folder), mils.bench.torch.device(device), **how)
     def prepared_here(*args): return prepared(chroma(n_train=140, n_val=20, n_test=20), args[1], workers=0, device='cpu')
-    monkeypatch.setattr(mils.bench, '_in_child', ours_here)
+    monkeypatch.setattr(mils.bench, '_in_child', trained_here)
     monkeypatch.setattr(peers, 'fastai_alone', peers.train_fastai)
     monkeypatch.setattr(peers, 'prepared', prepared_here)
     monkeypatch.setattr(mils.bench, 'results_dir', lambda: tmp_path)
