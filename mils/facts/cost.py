@@ -17,10 +17,11 @@ from ..plots import draw_mark_key,draw_names,network_mark,number_log
 # %% ../../nbs/09f_cost.ipynb #77a64635
 def measured(
     device:str='cpu',  # or cuda
+    protocol:str='task-b',  # whose networks, at its size of pictures
 )->pd.DataFrame:
     "What was measured on a device, one row a network, in the order of multiply-adds; `rate` in pictures a second"
     file = {'cpu':'costs.csv', 'cuda':'costs-cuda.csv'}[device]
-    t = pd.read_csv(results_dir()/'task-b'/file).set_index('network').sort_values('multiply_adds')
+    t = pd.read_csv(results_dir()/protocol/file).set_index('network').sort_values('multiply_adds')
     return t.assign(rate=1e3*t.batch/t.batch_ms,
                     rate_low=1e3*t.batch/t.batch_ms_high,
                     rate_high=1e3*t.batch/t.batch_ms_low)
@@ -89,10 +90,12 @@ def _reported():
     return r
 
 # %% ../../nbs/09f_cost.ipynb #a6ed2be4
-def multiples()->pd.DataFrame: # one row a network and kind: reported, measured
-    "Costs as multiples of the Wide ResNet's, as reported and as measured; energy was measured on the GPU"
-    r,t = _reported(),measured()
-    t = t.assign(energy_mj=t.energy_mj.fillna(measured('cuda').energy_mj))
+def multiples(
+    protocol:str='task-b',  # at whose size
+)->pd.DataFrame: # one row a network and kind: reported, measured
+    "Costs as multiples of the Wide ResNet's, as reported and as measured; energy was measured on the GPU, at the size of task-b"
+    r,t = _reported(),measured(protocol=protocol)
+    if protocol=='task-b': t = t.assign(energy_mj=t.energy_mj.fillna(measured('cuda').energy_mj))
     rows = []
     for k in r.index.unique('row'):
         if _ours_for.get(k, k) not in t.index: continue
@@ -101,6 +104,28 @@ def multiples()->pd.DataFrame: # one row a network and kind: reported, measured
             own = t[column][_ours_for.get(k, k)]/t[column][_ours_for['wide_resnet']]
             rows.append((_ours_for.get(k, k),kind,told,own))
     return pd.DataFrame(rows, columns=['network','kind','reported','measured']).dropna(subset='reported')
+
+# %% ../../nbs/09f_cost.ipynb #84257a7a
+@dataclass(frozen=True)
+class Told:
+    "A figure as reported and as measured"
+    reported:float; measured:float
+
+@dataclass(frozen=True)
+class AtSize:
+    "Costs at the study's size of pictures"
+    size:int; batch:int
+    gflops:Told; memory:Told  # of the Wide ResNet: 10^9 operations, MB against MiB
+    resnet34:dict  # kind of cost -> ResNet34 as a multiple of the Wide ResNet
+
+def at_study_size()->AtSize:
+    "What five networks cost on the processor at 224 px, beside what is reported"
+    t,r = measured(protocol='task-b-224'),_reported()
+    wide = t.loc[_ours_for['wide_resnet']]
+    of_resnet = multiples('task-b-224').query("network=='resnet34 stem=imagenet'").dropna().set_index('kind')
+    def told(quantity, own): return Told(float(r['wide_resnet',quantity]), float(own))
+    return AtSize(int(wide['size']), int(wide.train_batch), told('flops', wide.flops/1e9), told('memory', wide.memory_mib),
+        {k:Told(o.reported, o.measured) for k,o in of_resnet.iterrows()})
 
 # %% ../../nbs/09f_cost.ipynb #a5cbbc3a
 @dataclass(frozen=True)
@@ -114,6 +139,7 @@ class Cost:
     four_wide_parameters:float  # of `four_wide`, as a multiple of four layers'
     agreement:dict  # kind of cost -> rank correlation of reported and measured, the Wide ResNet aside
     agreement_of:dict  # kind of cost -> networks in that correlation
+    study:AtSize  # at the study's size
 
 # %% ../../nbs/09f_cost.ipynb #28fa21df
 def _agreement():
@@ -134,7 +160,7 @@ def read()->Cost:
         g.machine, len(gpu), cpu, _networks(gpu),
         _follows(each.ms, each), _follows(1/each.rate, each),
         stems.multiply_adds.max()/stems.multiply_adds.min(), stems.ms.max()/stems.ms.min(),
-        cpu['four_wide'].parameters/cpu['four'].parameters, agreement, agreement_of)
+        cpu['four_wide'].parameters/cpu['four'].parameters, agreement, agreement_of, at_study_size())
 
 # %% ../../nbs/09f_cost.ipynb #6d6c2461
 def _millions(v): return (v/1e6).round(2)
@@ -164,9 +190,9 @@ def gpu_table()->pd.DataFrame:
         'mJ, in a batch':t.batch_energy_mj.round(2)}).rename(call).rename_axis('network')
 
 # %% ../../nbs/09f_cost.ipynb #31590648
-def reported_table()->pd.DataFrame:
-    "Multiples of the Wide ResNet's cost, `reported / measured`, one column a kind of cost"
-    m = multiples()
+def reported_table(protocol='task-b')->pd.DataFrame:
+    "Multiples of the Wide ResNet's cost at the size of a protocol, `reported / measured`, one column a kind of cost"
+    m = multiples(protocol)
     measured = m.measured.map('{:.2f}'.format).mask(m.measured.isna(), 'not measured')
     m = m.assign(both=m.reported.map('{:.2f}'.format)+' / '+measured)
     t = m.pivot(index='network', columns='kind', values='both')
