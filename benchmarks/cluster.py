@@ -15,7 +15,7 @@ from pathlib import Path
 
 LOCAL = dict(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
 
-def look(asked, work, mark, teacher, ds, cfg, wait):
+def look(asked, work, mark, earlier, ds, cfg, wait):
     import time
     import mils.runs                                        # noqa: F401 - what training loads
     return 'look',dict(DONE=f'{time.time()} {ds.images.nbytes}'.encode())

@@ -58,8 +58,8 @@ def check_node(asked):
                                          f'{asked[what]}; install the same on both')
 
 # %% ../nbs/06da_cluster.ipynb #b3e6936d
-def _train_there(asked, work, mark, teacher, ds, cfg, wait):
-    "Train a run on a node, and give its folder; `teacher` is the packed folder of the network that teaches it, if one does"
+def _train_there(asked, work, mark, earlier, ds, cfg, wait):
+    "Train a run on a node, and give its folder; `earlier` is the packed folder of the run that it needs, if it needs one"
     check_node(asked)
     prepare,train = pickle.loads(work)
     prepare()
@@ -67,7 +67,7 @@ def _train_there(asked, work, mark, teacher, ds, cfg, wait):
         if Path(mark).exists(): root = Path(mark).parent
         else:
             root = own
-            if teacher: place_run(root, *teacher)
+            if earlier: place_run(root, *earlier)
         return pack_run(train(cfg, ds, root, wait=wait))
 
 # %% ../nbs/06da_cluster.ipynb #dec9022c
@@ -135,7 +135,7 @@ class RayRuns:
         needs:dict,  # as from `ray_needs`
     ):
         import ray
-        self.ray,self.root,self.name,self.todo,self.taught = ray,Path(root),name,{},{}
+        self.ray,self.root,self.name,self.todo,self.there = ray,Path(root),name,{},{}
         self.root.mkdir(parents=True, exist_ok=True)
         mark = stack.enter_context(NamedTemporaryFile(dir=self.root, prefix='.sweep-'))
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])      # a node of another version may not have this module
@@ -143,17 +143,17 @@ class RayRuns:
         task = ray.remote(**needs, max_calls=ends, max_retries=_retries)(_train_there)
         given = versions_here(), ray.cloudpickle.dumps(work), mark.name
         pictures = ray.put(replace(ds, images=np.asarray(ds.images)))
-        self.start = lambda cfg,wait: task.remote(*given, self.teacher(cfg), pictures, cfg, wait)
+        self.start = lambda cfg,wait: task.remote(*given, self.earlier(cfg), pictures, cfg, wait)
         stack.callback(self.stop)
 
-    def teacher(self, cfg):
-        "The packed folder of what teaches `cfg`, once it is there; nothing where nobody does"
-        if not cfg.teacher: return None
-        name = self.name(cfg.teacher)
-        if name not in self.taught:
+    def earlier(self, cfg):
+        "The packed folder of the run that `cfg` needs, once it is there; nothing where it needs none"
+        if not cfg.earlier: return None
+        name = self.name(cfg.earlier)
+        if name not in self.there:
             done = (self.root/name/'DONE').exists()
-            self.taught[name] = self.ray.put(pack_run(self.root/name)) if done else self.start(cfg.teacher, True)
-        return self.taught[name]
+            self.there[name] = self.ray.put(pack_run(self.root/name)) if done else self.start(cfg.earlier, True)
+        return self.there[name]
 
     def stop(self):
         for ref in self.todo: self.ray.cancel(ref, force=True)
@@ -172,7 +172,7 @@ def __call__(self:RayRuns, cfgs, wait):
 def take(self:RayRuns, cfg, ref):
     from ray.exceptions import RayError,RayTaskError
     try:
-        for o in filter(None, (self.teacher(cfg), ref)): place_run(self.root, *self.ray.get(o))
+        for o in filter(None, (self.earlier(cfg), ref)): place_run(self.root, *self.ray.get(o))
     except RayTaskError as e: raise e.cause from None
     except RayError as e:
         raise RuntimeError(f'lost on its node, {type(e).__name__}: {str(e).splitlines()[0]}') from None

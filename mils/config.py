@@ -23,13 +23,13 @@ recipes = {
     'seed':          dict(opt='adamw', lr=3e-4, wd=0.05, bs=24,  smoothing=0.1, schedule='cosine',    shift=1/16, flip=True),
     'seed-baseline': dict(opt='sgd',   lr=0.1,  wd=1e-4, bs=256, smoothing=0.0, schedule='multistep', shift=1/16, flip=True)}
 
-_without = dict(average=0., mixup=0., cutmix=0., small=1., teacher='', teaching=.9)
+_without = dict(average=0., mixup=0., cutmix=0., small=1., teacher='', teaching=.9, start=0)
 recipes = {name:{**r, **_without} for name,r in recipes.items()}
 
 # %% ../nbs/05e_config.ipynb #17f4b904
 _limits = dict(lr=(0, math.inf),
                wd=(0, math.inf), bs=(1, math.inf),
-               smoothing=(0, 1), shift=(0, .5))
+               smoothing=(0, 1), shift=(0, .5), start=(0, math.inf))
 
 def _check_setting(name, v, usual):
     "`ValueError` for the value of a recipe's setting that is no number where one belongs, or none that makes sense"
@@ -60,6 +60,8 @@ def _check_levers(cfg):
             raise ValueError(f'{k}={s[k]}; expected 0 or more, and less than 1')
     if not 0<s['small']<=1: raise ValueError(f"small={s['small']}; expected a share of the side, up to 1")
     cfg.teacher
+    if s['start'] and not cfg.dynamic: raise ValueError(f"start={s['start']} converts a plain network; it needs dynamic=True")
+    if s['start'] and s['teacher']: raise ValueError('start and teacher both need another run first; choose one')
 
 # %% ../nbs/05e_config.ipynb #2eece401
 def _check_sampling(cfg):
@@ -129,11 +131,25 @@ def settings(self:Config)->dict:
     return {**recipes[self.recipe], **self.overrides}
 
 # %% ../nbs/05e_config.ipynb #270cc7a4
+def _plainly(cfg, **changed):
+    "A run of the same recipe, without levers and on the same channels"
+    overrides = {k:v for k,v in cfg.overrides.items() if k not in _without}
+    return Config(channels=cfg.channels, recipe=cfg.recipe, overrides=overrides, seed=cfg.seed, precision=cfg.precision, **changed)
+
 @patch(as_prop=True)
 def teacher(self:Config)->Config:
     "What teaches this one, or nothing; `ValueError` for a network that does not exist"
     if not self.settings['teacher']: return None
     model,options = read_network_name(self.settings['teacher'])
-    overrides = {k:v for k,v in self.overrides.items() if k not in _without}
-    return Config(model, options, self.channels, recipe=self.recipe, overrides=overrides, epochs=self.epochs, seed=self.seed,
-        precision=self.precision)
+    return _plainly(self, model=model, options=options, epochs=self.epochs)
+
+@patch(as_prop=True)
+def start(self:Config)->Config:
+    "The plain network that is trained first and converted, or nothing"
+    if not self.settings['start']: return None
+    return _plainly(self, model=self.model, options=self.options, epochs=self.settings['start'])
+
+@patch(as_prop=True)
+def earlier(self:Config)->Config:
+    "The run that has to be there before this one: its teacher or its start, or nothing"
+    return self.teacher or self.start

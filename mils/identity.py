@@ -91,6 +91,6 @@ def environment(
 def machine_and_date(
     device=None,
 )->dict: # JSON
-    "What stands beside each row of a measurement: device, machine, cores, torch, date"
+    "What stands beside each row of a measurement: device, machine, cores, torch, and now as its date"
     e = environment(device)
     return {k:e[k] for k in ('device','machine','cores','torch')} | dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'))

@@ -7,10 +7,12 @@ __all__ = ['RecipeLearner', 'get_learner']
 
 # %% ../nbs/05f_learner.ipynb #357d8348
 from contextlib import ExitStack
+from copy import deepcopy
 from functools import partial
 from .core import channel_set,set_name
 from .imageset import having,ImageSet
 from .models import create_model
+from .channels import convert
 from .optim import layer_groups,opts,PairedGroups,schedules
 from .machine import default_device,keep_memory,SmallMaps
 from .classifier import Architecture,Classifier,stats_of
@@ -106,6 +108,15 @@ def _callbacks(cfg, rows, write, teacher):
                                    cfg.distill, cfg.names))
     return cbs+levers_of(cfg, teacher)
 
+# %% ../nbs/05f_learner.ipynb #dc15e18a
+def _network(cfg, ds, stats, start):
+    "What is trained: a new network, or a trained one that is converted; `ValueError` where that is missing"
+    if not cfg.start:
+        return create_model(cfg.model, ds.n_classes, cfg.names, cfg.dynamic, stats,
+            cfg.generator, cfg.attention, **{'size':ds.size, **cfg.options})
+    if start is None: raise ValueError(f"start={cfg.settings['start']} converts a trained network; give it as start=")
+    return convert(deepcopy(start), cfg.names, stats, generator=cfg.generator, attention=cfg.attention)
+
 # %% ../nbs/05f_learner.ipynb #aeb9ac4a
 _decided = {'dls','model','loss_func','opt_func','lr','splitter'}               # of what `Learner` takes
 
@@ -118,6 +129,7 @@ def get_learner(
     compile:bool=False,  # run the network through `torch.compile`
     metrics=accuracy,  # of fastai, for validation
     teacher:nn.Module=None,  # the trained network of `cfg.teacher`, where there is one; takes normalised pictures
+    start:nn.Module=None,  # the same of `cfg.start`
     cbs=None,  # callbacks beside those that `cfg` asks for
     **kwargs,  # to `Learner`, such as `path` or `model_dir`
 )->RecipeLearner:
@@ -129,9 +141,7 @@ def get_learner(
     ds = _pictures_for(cfg, ds)
     keep_memory()
     torch.manual_seed(cfg.seed)
-    net = create_model(cfg.model, ds.n_classes, cfg.names, cfg.dynamic, stats_of(stats, cfg.names, ds.channels),
-        cfg.generator, cfg.attention, **{'size':ds.size, **cfg.options})
-    net = net.to(device, memory_format=torch.channels_last)
+    net = _network(cfg, ds, stats_of(stats, cfg.names, ds.channels), start).to(device, memory_format=torch.channels_last)
     batches = partial(Batches, ds, stats=stats, channels=cfg.names, shift=s['shift'], flip=s['flip'], seed=cfg.seed, device=device)
     dls = DataLoaders(batches('train', bs=s['bs'], train=True),
                       batches('val', bs=2*s['bs']), device=device)

@@ -67,10 +67,11 @@ def _about(cfg, ds):
     return dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg), code=source_digest(), outside=outside_digests(cfg),
         source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=_now())
 
-def _fit(cfg, ds, folder, device, teacher, write=None, within=nullcontext):
-    "The learner of a run, trained from where the run is; `teacher` is the folder of the network that teaches"
-    teacher = load_run(teacher).net if teacher else None
-    learn = get_learner(cfg, ds, device, write=write, teacher=teacher)
+def _fit(cfg, ds, folder, device, earlier, write=None, within=nullcontext):
+    "The learner of a run, trained from where the run is; `earlier` is the folder of the run that it needs"
+    needed = load_run(earlier).net if earlier else None
+    role = 'start' if cfg.start else 'teacher'
+    learn = get_learner(cfg, ds, device, write=write, **{role:needed})
     learn.add_cb(Gradients())
     learn.record.rows = rows = _resume(learn, folder)
     if rows and outside_digests(cfg): check_resumed(learn, folder)
@@ -89,19 +90,19 @@ def _finish(learn, ds, folder):
     write_atomic(folder/'DONE', json.dumps(_summary(learn.record.rows, preds, net, dead), indent=1))
 
 # %% ../nbs/06d_runs.ipynb #910d8959
-def _one_of(rank, ranks, store, cfg, ds, folder, device, teacher):
+def _one_of(rank, ranks, store, cfg, ds, folder, device, earlier):
     "The work of one of several processes"
     with in_group(rank, ranks, store, device) as mine:
         write = _save_epoch(folder) if rank==0 else None
-        learn = _fit(cfg, ds, folder, mine, teacher, write, sharing)
+        learn = _fit(cfg, ds, folder, mine, earlier, write, sharing)
     if rank==0: _finish(learn, ds, folder)
 
-def _train_together(cfg, ds, folder, device, teacher, processes):
+def _train_together(cfg, ds, folder, device, earlier, processes):
     "Train a run in several processes"
-    known = registered([c for c in (cfg,cfg.teacher) if c], 'train in one process')
+    known = registered([c for c in (cfg,cfg.earlier) if c], 'train in one process')
     method = 'spawn' if device.type=='cuda' or sys.platform=='win32' else 'forkserver'
     with TemporaryDirectory() as meeting:
-        args = processes,f'{meeting}/store',cfg,ds,folder,device,teacher
+        args = processes,f'{meeting}/store',cfg,ds,folder,device,earlier
         run_together(_one_of, processes, args, known, method)
 
 def _train(cfg, ds, folder, device, wait, processes):
@@ -110,9 +111,9 @@ def _train(cfg, ds, folder, device, wait, processes):
         write_atomic(folder/'config.json', json.dumps(_about(cfg, ds), indent=1))
     several = dict(processes=processes) if processes>1 else {}
     write_atomic(folder/'env.json', json.dumps(environment(device)|several, indent=1))
-    teacher = train_run(cfg.teacher, ds, folder.parent, device, wait, processes) if cfg.teacher else None
-    if processes>1: _train_together(cfg, ds, folder, device, teacher, processes)
-    else: _finish(_fit(cfg, ds, folder, device, teacher, _save_epoch(folder)), ds, folder)
+    earlier = train_run(cfg.earlier, ds, folder.parent, device, wait, processes) if cfg.earlier else None
+    if processes>1: _train_together(cfg, ds, folder, device, earlier, processes)
+    else: _finish(_fit(cfg, ds, folder, device, earlier, _save_epoch(folder)), ds, folder)
 
 # %% ../nbs/06d_runs.ipynb #40179ac0
 def train_run(

@@ -106,6 +106,17 @@ task_a['task-a-cells'] = dict(_of_cells, arms=[
     _one_for_cells('sets without the stain are drawn more often', shares={'DNA':.3}),
     *_specialists('a specialist with twice the filters', _cells, width=2)])
 
+# %% ../nbs/06_task_a.ipynb #bbfa7f99
+def _tuned(protocol, net, start, epochs):
+    "A plain network, converted with each generator and trained on"
+    recipe = protocol.get('overrides', {})
+    return dict(protocol, seeds=range(3), epochs=epochs, overrides={**recipe, 'start':start}, arms=[
+        net('the candidate' if g=='told' else _match, generator=g) for g in ('told','covariance','zero_fill','rescale','bank')])
+
+task_a['tuned-photos'] = _tuned(task_a['task-a-default'], _one, 17, 6)
+task_a['tuned-chroma'] = _tuned(task_a['task-a-default-chroma'], _chroma, 12, 4)
+task_a['tuned-cells'] = _tuned(task_a['task-a-cells'], _one_for_cells, 25, 8)
+
 # %% ../nbs/06_task_a.ipynb #d279b99d
 def _stored(range, bits):
     why = f'the range is of {range}, and a pixel has {bits} bits'

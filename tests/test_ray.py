@@ -161,7 +161,7 @@ def test_a_teacher_comes_home_as_well(nodes, ds, apart):
     assert set(done(apart))=={run_name(c, ds) for c in (cfgs[0], cfgs[0].teacher)}
 
 # What a task finds on its node, in the place of what it trains
-def look(asked, work, mark, teacher, ds, cfg, wait):
+def look(asked, work, mark, earlier, ds, cfg, wait):
     from ray import get_runtime_context
     at,maps = ds.images.ctypes.data,[l.split() for l in open('/proc/self/maps')]
     for span,_,offset,_,inode,*file in maps:

@@ -93,9 +93,10 @@ def _reported():
 def multiples(
     protocol:str='task-b',  # at whose size
 )->pd.DataFrame: # one row a network and kind: reported, measured
-    "Costs as multiples of the Wide ResNet's, as reported and as measured; energy was measured on the GPU, at the size of task-b"
+    "Costs as multiples of the Wide ResNet's, as reported and as measured; energy was measured on the GPU where one was at hand"
     r,t = _reported(),measured(protocol=protocol)
-    if protocol=='task-b': t = t.assign(energy_mj=t.energy_mj.fillna(measured('cuda').energy_mj))
+    if (results_dir()/protocol/'costs-cuda.csv').exists():
+        t = t.assign(energy_mj=t.energy_mj.fillna(measured('cuda', protocol).energy_mj))
     rows = []
     for k in r.index.unique('row'):
         if _ours_for.get(k, k) not in t.index: continue
@@ -115,7 +116,9 @@ class Told:
 class AtSize:
     "Costs at the study's size of pictures"
     size:int; batch:int
-    gflops:Told; memory:Told  # of the Wide ResNet: 10^9 operations, MB against MiB
+    gflops:Told; memory:Told  # of the Wide ResNet: 10^9 operations, MB
+    gmacs:float  # 10^9 multiply-adds of the Wide ResNet
+    less:float  # multiply-adds of ResNet34 as a multiple of these
     resnet34:dict  # kind of cost -> ResNet34 as a multiple of the Wide ResNet
 
 def at_study_size()->AtSize:
@@ -124,8 +127,9 @@ def at_study_size()->AtSize:
     wide = t.loc[_ours_for['wide_resnet']]
     of_resnet = multiples('task-b-224').query("network=='resnet34 stem=imagenet'").dropna().set_index('kind')
     def told(quantity, own): return Told(float(r['wide_resnet',quantity]), float(own))
-    return AtSize(int(wide['size']), int(wide.train_batch), told('flops', wide.flops/1e9), told('memory', wide.memory_mib),
-        {k:Told(o.reported, o.measured) for k,o in of_resnet.iterrows()})
+    less = t.multiply_adds['resnet34 stem=imagenet']/wide.multiply_adds
+    return AtSize(int(wide['size']), int(wide.train_batch), told('flops', wide.flops/1e9), told('memory', wide.memory_mib*2**20/1e6),
+        wide.multiply_adds/1e9, less, {k:Told(o.reported, o.measured) for k,o in of_resnet.iterrows()})
 
 # %% ../../nbs/09f_cost.ipynb #a5cbbc3a
 @dataclass(frozen=True)
