@@ -9,63 +9,73 @@ __all__ = []
 from dataclasses import dataclass
 from ..bench import enough_for_an_error,speed_ratio
 from ..tables import results_dir
+from ..findings import verdict
 import pandas as pd
+from scipy.stats import t as student
 import matplotlib.pyplot as plt
 
 # %% ../../nbs/09fb_speed.ipynb #45ccf11e
 @dataclass(frozen=True)
 class Compared:
     "One network, trained in several ways on the same pictures"
-    rounds:int; epochs:int; n_train:int; size:int; photo_size:int  # pixels of the side; those of the files, where they were scaled up
+    rounds:int; epochs:int; size:int; photo_size:int  # pixels of the side; those of the files, where they were scaled up
     precision:str  # of ours and bare; the usual way is in float32
     usual:float; ours:float; bare:float  # pictures a second
     gain:float; gain_low:float; gain_high:float  # ours over usual
-    kept:float  # ours over a bare loop
-    of_limit:float  # a bare loop over the best that this machine could do
-    of_products:float  # a bare loop over products of the network's own sizes
+    kept:float; kept_low:float; kept_high:float  # ours over a bare loop
+    of_limit:float  # a bare loop over the rates of the machine
     waiting:float  # share of a step of ours that waits for pictures
-    gap:float; gap_error:float  # accuracy of ours less that of the usual way in points; standard error over rounds, where they are enough
+    gap:float; gap_low:float; gap_high:float  # accuracy of ours less that of the usual way, points; 95 % interval for enough rounds
 
     @property
     def gain_range(self): return f'{self.gain_low:.2f} to {self.gain_high:.2f}'
     @property
-    def verdict(self): # whether the gap is more than luck
-        if abs(self.gap)<2*self.gap_error: return 'level'
-        return 'ahead' if self.gap>0 else 'behind'
+    def kept_range(self): return f'{self.kept_low:.2f} to {self.kept_high:.2f}'
+    @property
+    def gap_range(self): return f'{self.gap_low:+.2f} to {self.gap_high:+.2f}'
+    @property
+    def order(self): # of the accuracies; `ValueError` where rounds are too few
+        return verdict(self.gap_low, self.gap_high)
 
 # %% ../../nbs/09fb_speed.ipynb #01e0c010
 def _last(rows):
     "The rows of the last measurement"
     return rows[rows.date==rows.date.max()]
 
+def _interval(gap):
+    "A mean over rounds and its 95 % interval; nothing for the ends where rounds are too few"
+    off = student.ppf(.975, len(gap)-1)*gap.sem() if len(gap)>=enough_for_an_error else float('nan')
+    return dict(gap=gap.mean(), gap_low=gap.mean()-off, gap_high=gap.mean()+off)
+
 def compared(
-    rows:pd.DataFrame,  # rows of `mils bench` of one network and kind of pictures
+    rows:pd.DataFrame,  # rows of `mils bench` of one network, kind of pictures and precision
 )->Compared:
     "The last measurement among some rows"
     last = _last(rows)
     o,by_way = last.iloc[0],last.groupby('way')
-    rates = [by_way.images_per_s.median()[k] for k in ('usual','ours','bare')]
-    shares = [speed_ratio(last, a, b)[0] for a,b in (('ours','bare'),('bare','limit'),('bare','products'))]
-    waiting = by_way.input_share.median().ours
+    rate = by_way.images_per_s.median()
+    gain,gain_low,gain_high = speed_ratio(last, 'ours', 'usual')
+    kept,kept_low,kept_high = speed_ratio(last, 'ours', 'bare')
     gap = 100*last.pivot(index='round', columns='way', values='val_top1').eval('ours-usual')
-    error = gap.sem() if len(gap)>=enough_for_an_error else float('nan')
-    numbers = *rates,*speed_ratio(last, 'ours', 'usual'),*shares,waiting,gap.mean(),error
-    return Compared(len(gap), int(o.epochs), int(o.n_train), int(o['size']), int(o.photo_size), o.precision, *map(float, numbers))
+    conditions = {k:int(o[k]) for k in ('epochs','size','photo_size')}
+    return Compared(len(gap), precision=o.precision, **conditions, usual=rate.usual, ours=rate.ours, bare=rate.bare,
+        gain=gain, gain_low=gain_low, gain_high=gain_high, kept=kept, kept_low=kept_low, kept_high=kept_high,
+        of_limit=rate.bare/rate.limit, waiting=by_way.input_share.median().ours, **_interval(gap))
 
 # %% ../../nbs/09fb_speed.ipynb #b296658c
 @dataclass(frozen=True)
 class Speed:
-    "How fast training is on the machine that was measured"
+    "How fast training is on the processor that was measured"
     machine:str; cores:int
-    thumbnails:Compared  # the small network, files as they are
-    photographs:Compared  # the same, files scaled up to the size of photographs
-    wide:Compared  # the Wide ResNet on those
-    wide_float32:Compared  # the same with all of it in float32
+    thumbnails:Compared  # the small network, files as they are, float32
+    exact:Compared; photographs:Compared  # files scaled up to the size of photographs: float32, bfloat16
+    wide_exact:Compared; wide:Compared  # the Wide ResNet of width 1 on those: float32, bfloat16
     start:float  # seconds of a process that loads a cached set
-    pictures:int  # in that set
+    pictures:int; pictures_size:int  # in that set; pixels of their side
     imports:float  # seconds of `import mils.channels`
     loads_little:bool  # whether that import loads neither fastai nor pandas
-    peak:float; without_cache:float  # GiB of a process that trains the Wide ResNet of width 4; without the pages of the cache
+    peak:float  # GiB of a process that trains the Wide ResNet of width 4 on them
+    own:float  # GiB of these that the system cannot take back when memory is short, when training has ended
     ray:float  # seconds that Ray takes to start on one machine
     sweep:float  # seconds until the first run of a sweep begins there, with 50,000 pictures
     per_run:float  # seconds that a run takes longer on Ray
@@ -73,62 +83,70 @@ class Speed:
 
 
 # %% ../../nbs/09fb_speed.ipynb #00970509
-def _table(name): return pd.read_csv(results_dir()/'speed'/f'{name}.csv')
+def _table(name):
+    t = pd.read_csv(results_dir()/'speed'/f'{name}.csv')
+    return t[t.device=='cpu']
 
 def _starts():
     t = _last(_table('starts'))
-    start,imported,(_,trained) = t[t.what=='start'],t[t.what=='import'],*t[t.what=='training'].tail(1).iterrows()
-    little = not imported[['loads_fastai','loads_pandas']].any(axis=None)
-    seconds = [float(t.seconds.median()) for t in (start,imported)]
-    return seconds[0],int(start.pictures.iloc[0]),seconds[1],little,float(trained.peak_mib)/1024,float(trained.anonymous_mib)/1024
+    start,imported,training = (t[t.what==k] for k in ('start','import','training'))
+    o = training.iloc[-1]
+    return dict(start=start.seconds.median(), pictures=int(start.pictures.iloc[0]), pictures_size=int(o['size']),
+        imports=imported.seconds.median(), loads_little=not imported[['loads_fastai','loads_pandas']].any(axis=None),
+        peak=o.peak_mib/1024, own=o.anonymous_mib/1024)
 
 def _cluster():
     o = _last(_table('cluster')).iloc[0]
-    return float(o.cluster_s),float(o.start_s),float(o.run_s)
+    return dict(ray=o.cluster_s, sweep=o.start_s, per_run=o.run_s)
+
+TRAINERS = ('ours','usual','fastai','timm')
 
 def _peers(photos):
-    "Rows of other trainers, and of ours beside them"
+    "Rows of other trainers, and of ours beside them: the last measurement that has all"
     t = _table('peers')
-    return _last(t[(t.photo_size>0)==photos])
+    t = t[(t.photo_size>0)==photos]
+    return _last(t.groupby('date').filter(lambda g: set(g.way)==set(TRAINERS)))
+
+def _trainings(network, photos, precision):
+    t = _table('trainings')
+    return compared(t[(t.network==network)&((t.photo_size>0)==photos)&(t.precision==precision)])
 
 def read()->Speed:
     "The facts, from the recorded measurements"
-    t = _table('trainings')
-    def of(network, photos, precision):
-        return compared(t[(t.network==network)&((t.photo_size>0)==photos)&(t.precision==precision)])
-    small,wide = 'small_cnn','wide_resnet width=1'
+    small,wide,o = 'small_cnn','wide_resnet width=1',_last(_table('trainings')).iloc[0]
     rate = _peers(photos=True).groupby('way').images_per_s.median()
-    return Speed(t.machine.iloc[-1], int(t.cores.iloc[-1]),
-        of(small, False, 'float32'), of(small, True, 'bfloat16'), of(wide, True, 'bfloat16'), of(wide, True, 'float32'),
-        *_starts(), *_cluster(), (rate.ours/rate).to_dict())
+    return Speed(o.machine, int(o.cores), thumbnails=_trainings(small, False, 'float32'),
+        exact=_trainings(small, True, 'float32'), photographs=_trainings(small, True, 'bfloat16'),
+        wide_exact=_trainings(wide, True, 'float32'), wide=_trainings(wide, True, 'bfloat16'),
+        **_starts(), **_cluster(), over=(rate.ours/rate).to_dict())
 
 # %% ../../nbs/09fb_speed.ipynb #e2af1c1e
 _called = {'small_cnn':'small network', 'wide_resnet width=1':'Wide ResNet'}
 
 def _kinds(s):
     "What was compared, by name"
-    shown = (('small network, thumbnails',s.thumbnails), ('small network, photographs',s.photographs),
-             ('Wide ResNet, photographs',s.wide), ('Wide ResNet, photographs',s.wide_float32))
+    small,wide = 'small network, photographs','Wide ResNet, photographs'
+    shown = (('small network, thumbnails',s.thumbnails), (small,s.exact), (small,s.photographs), (wide,s.wide_exact), (wide,s.wide))
     return {f'{name}, {c.precision}':c for name,c in shown}
 
 def ways_table(
     s:Speed,
-)->pd.DataFrame: # a row a network and kind of pictures
+)->pd.DataFrame: # a row a network, kind of pictures and precision
     "Pictures a second, and what they are of others"
     rows = {}
     for what,c in _kinds(s).items():
         rows[what] = {'usual':f'{c.usual:,.0f}', 'ours':f'{c.ours:,.0f}', 'ours / usual':f'{c.gain:.2f} ({c.gain_range})',
-                      'ours / bare':f'{c.kept:.2f}', 'bare / limit':f'{c.of_limit:.2f}', 'waiting':f'{c.waiting:.1%}'}
+                      'ours / bare':f'{c.kept:.2f} ({c.kept_range})', 'bare / limit':f'{c.of_limit:.2f}', 'waiting':f'{c.waiting:.1%}'}
     return pd.DataFrame(rows).T.rename_axis('pictures a second')
-
 
 # %% ../../nbs/09fb_speed.ipynb #89925887
 WAYS = ('usual','ours','bare','limit')
 
 def draw_ways(s:Speed):
-    "Pictures a second of each way, one panel a network and kind of pictures"
+    "Pictures a second of each way on photographs, one panel a network and precision"
+    photos = {title:c for title,c in _kinds(s).items() if c.photo_size}
     fig,axes = plt.subplots(1, 4, figsize=(10,2), layout='constrained')
-    for ax,(title,c) in zip(axes, _kinds(s).items()):
+    for ax,(title,c) in zip(axes, photos.items()):
         rates = (c.usual, c.ours, c.bare, c.bare/c.of_limit)
         bars = ax.barh(WAYS, rates, color=['0.7','tab:blue','0.4','0.9'])
         ax.bar_label(bars, [f'{r:,.0f}' for r in rates], padding=3)
@@ -147,8 +165,9 @@ def peers_table()->pd.DataFrame: # a row a trainer and kind of pictures
         ours = g[g.way=='ours'].images_per_s.median()
         for way,o in g.groupby('way', sort=False):
             rate = o.images_per_s.median()
-            rows.append({'files':'photographs' if photos else 'thumbnails', 'trainer':way, 'pictures/s':f'{rate:,.0f}',
-                         'ours is faster by':f'{ours/rate:.2f}', 'val top-1':f'{o.val_top1.mean():.1%}', 'rounds':len(o)})
+            speed = {'pictures/s':f'{rate:,.0f}', 'ours is faster by':f'{ours/rate:.2f}'}
+            rows.append({'files':'photographs' if photos else 'thumbnails', 'trainer':way, 'precision':o.precision.iloc[0],
+                         **speed, 'val top-1':f'{o.val_top1.mean():.1%}', 'rounds':len(o)})
     return pd.DataFrame(rows).set_index(['files','trainer'])
 
 
