@@ -16,7 +16,6 @@ import argparse,gc,sys,tempfile,time,traceback
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import datetime,timezone
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +29,7 @@ from mils.learner import get_learner
 from mils.sweeps import sweep_runs
 from mils.bench import prepared,train_once
 from mils.specs import load_typed,parse_classes
-from mils.identity import environment
+from mils.identity import environment,now
 from mils.facts.gpu import JOBS,PARTS,SWITCHES,WAYS,memory_table,speed_table,switch_table
 import pandas as pd,torch
 
@@ -235,9 +234,8 @@ def measure(m, lab):
     "Measure and write"
     options = dict(m.key, net=m.net) if m.net else m.key
     rows = m.f(lab, **options)
-    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
     path = lab.out/f'{m.part}.csv'
-    new = [{k:text(v) for k,v in (m.key | r | lab.machine | dict(date=date)).items()} for r in rows]
+    new = [{k:text(v) for k,v in (m.key | r | lab.machine | dict(date=now())).items()} for r in rows]
     write_atomic(path, pd.DataFrame([*read_rows(path), *new]).fillna('').to_csv(index=False))
 
 def run_all(lab, measurements, minutes):

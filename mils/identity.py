@@ -88,9 +88,11 @@ def environment(
         device=str(device), machine=_processor(device), cores=os.cpu_count(),
         threads=torch.get_num_threads(), bf16=has_bf16(device), commit=_commit())
 
+def now()->str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
 def machine_and_date(
     device=None,
 )->dict: # JSON
     "What stands beside each row of a measurement: device, machine, cores, torch, and now as its date"
     e = environment(device)
-    return {k:e[k] for k in ('device','machine','cores','torch')} | dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    return {k:e[k] for k in ('device','machine','cores','torch')} | dict(date=now())

@@ -9,7 +9,6 @@ __all__ = ['train_run']
 import json,sys
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import datetime,timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from .core import write_atomic
@@ -24,7 +23,7 @@ from .ddp import check_processes,in_group,sharing
 from .weights import load_state,save_state
 from .prediction import predict_sets
 from .dynamics import dead_units,Gradients
-from .identity import data_identity,declared,environment,run_name,source_digest
+from .identity import data_identity,declared,environment,now,run_name,source_digest
 from .trained import check_folder,check_resumed,load_run,outside_digests
 import pandas as pd,torch
 
@@ -53,11 +52,9 @@ def _summary(rows, preds, net, dead):
         top1,top5 = (float((o['rank']<k).mean()) for k in (1,5))
         accuracy.append(dict(split=split, channels=channels,
                              n=len(o), top1=top1, top5=top5))
-    return dict(finished=_now(), epochs=len(rows), accuracy=accuracy,
+    return dict(finished=now(), epochs=len(rows), accuracy=accuracy,
         seconds=sum(r['seconds'] for r in rows), images_per_s=float(pd.Series([r['images_per_s'] for r in rows]).median()),
         parameters=sum(p.numel() for p in net.parameters()), units=int(dead.units.sum()), dead_units=int(dead.dead.sum()))
-
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 # %% ../nbs/06d_runs.ipynb #fc7c6306
 def _about(cfg, ds):
@@ -65,7 +62,7 @@ def _about(cfg, ds):
     images = {k:len(v) for k,v in ds.splits.items()}
     ranges = dict(ranges=asdict(ds.ranges)) if ds.ranges else {}
     return dict(config=asdict(cfg), data=data_identity(ds), versions=declared(cfg), code=source_digest(), outside=outside_digests(cfg),
-        source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=_now())
+        source=ds.source, channels=ds.channels, class_names=list(ds.classes), skipped=ds.skipped, images=images, **ranges, started=now())
 
 def _fit(cfg, ds, folder, device, earlier, write=None, within=nullcontext):
     "The learner of a run, trained from where the run is; `earlier` is the folder of the run that it needs"

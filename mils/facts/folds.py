@@ -55,6 +55,14 @@ class Parts:
         "The second / the first"
         return Comparison(**self.rec.compare(first, second, sets))
 
+    def by_group(self, first, second):
+        "The same on RGB, on pairs and on single channels"
+        return {k:self.compare(first, second, s) for k,s in {'RGB':['RGB'], **groups}.items()}
+
+    def hours(self):
+        "Hours of one core, all runs together"
+        return float((self.rec.runs.seconds*self.rec.runs.threads).sum()/3600)
+
 # %% ../../nbs/09b_folds.ipynb #02a4352e
 def _kept(p, method, sets):
     "Networks for RGB, converted / the same on RGB"
@@ -119,7 +127,7 @@ def _comparisons(p)->dict:
         stricter=p.against(one, recipe=strict), stricter_views=p.against(three, recipe=strict),
         seven=p.against(long, recipe=strict), seven_usual=p.against(long),
         layer=p.compare(plain, one),
-        layer_on={k:p.compare(plain, one, s) for k,s in {'RGB':['RGB'], **groups}.items()},
+        layer_on=p.by_group(plain, one),
         layer_views=p.compare(plain_three, three), layer_first=p.compare(of_first(plain), of_first(one)),
         method=p.compare(plain, three), views_plain=p.compare(plain, plain_three),
         rgb=p.against(one, ['RGB']), rgb_views=p.against(three, ['RGB']),
@@ -155,7 +163,7 @@ def _floors(c):
 def read()->Folds:
     "The facts, from the recorded runs"
     p = Parts()
-    data,runs,c = conditions_of(p.rec.runs),p.rec.runs,_comparisons(p)
+    data,c = conditions_of(p.rec.runs),_comparisons(p)
     floor,missed = _floors(c)
     return Folds(
         data,
@@ -166,5 +174,5 @@ def read()->Folds:
         decay=_decay,
         floor=floor,
         missed=in_words(missed or ['none']),
-        hours=float((runs.seconds*runs.threads).sum()/3600),
+        hours=p.hours(),
         **c)

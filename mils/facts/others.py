@@ -28,14 +28,14 @@ class Others:
 def read()->Others:
     "The facts, from the recorded runs"
     p = Parts('task-a-others')
-    runs,one,plain = p.rec.runs,p.one(),p.plain()
+    one,plain = p.one(),p.plain()
     c = dict(equal=p.against(one), rgb=p.against(one, ['RGB']), layer=p.compare(plain, one))
     codes = dict(equal='A1a', rgb='A3', layer='A2')
     return Others(
-        conditions_of(runs),
+        conditions_of(p.rec.runs),
         parts=c['layer'].seeds,
         singles=p.against(one, groups['singles']),
-        layer_on={k:p.compare(plain, one, s) for k,s in {'RGB':['RGB'], **groups}.items()},
+        layer_on=p.by_group(plain, one),
         floor={k:judged_by_bound(code, c[k])['floor'] for k,code in codes.items()},
-        hours=float((runs.seconds*runs.threads).sum()/3600),
+        hours=p.hours(),
         **c)
