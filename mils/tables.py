@@ -79,7 +79,7 @@ def _row(folder):
     "A run as a row: identity, machine and summary"
     about,env,done = (_read_json(folder/n) for n in ('config.json','env.json','DONE'))
     cfg,data = about['config'],about['data']
-    as_text = {k:json.dumps(cfg[k], sort_keys=True) for k in ('options','overrides')}
+    as_text = {k:json.dumps(v, sort_keys=True) for k,v in cfg.items() if isinstance(v, dict)}
     as_text['held_out'] = ' '.join(map(set_name, cfg['held_out']))
     accuracy = {(a['split'],a['channels']):a for a in done['accuracy']}
     full = {f'{s}_{k}':accuracy.get((s,set_name(cfg['channels'])), {}).get(k) for s in ('val','test') for k in ('top1','top5')}

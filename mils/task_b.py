@@ -120,19 +120,20 @@ def _together(*parts, **kwargs):
 
 _taught,_mixed,_averaged = dict(teacher='resnet34 stem=cifar'),dict(cutmix=1.),dict(average=.998)
 _small,_fade = dict(small=.5),dict(parts='fade')
+_teacher = 'a teacher: ResNet34, which is trained first'
 task_b['task-b-ideas'] = dict(_task_b, seeds=[0], arms=[
     *[_together(o) for o in (_white, _gates, _means, _late, _wider, _fade)],
     *[_together({}, overrides=o) for o in (_averaged, _small)],
     _together(_white, _gates), _together(_white, _means), _together(_gates, _means),
     *[_together(_all_three, o) for o in ({}, _late, _wider)],
-    *[_together(_all_three, o, overrides=_muon) for o in ({}, _late, _wider)]])
+    *[_together(_all_three, o, overrides=_muon) for o in ({}, _late, _wider)],
+    *[_fine(_teacher, overrides=_taught, **o) for o in ({}, _all_three)]])
 
 # %% ../nbs/06_task_b.ipynb #27a507b7
 _idea = partial(_fine, dropout=.5, epochs=40)
 
 def _ideas(why, *changes, **options): return [_idea(why, overrides={**_guard, **c}, **options) for c in changes]
 
-_teacher = 'a teacher: ResNet34, which is trained first'
 task_b['task-b-ideas-40'] = dict(_task_b, seeds=[0], arms=[
     *_ideas('what gained in ten epochs', {}, **_all_three),
     *_ideas('ideas together', {**_mixed, **_averaged}, **_all_three),
