@@ -64,6 +64,12 @@ def by_seed(self:Recorded,
     if len(found)<len(runs): raise ValueError(f'several runs of one seed among {", ".join(runs)}; name more settings')
     return found
 
+# %% ../nbs/07d_recorded.ipynb #935ef0c4
+@patch
+def hours(self:Recorded)->float: # of one core
+    "What all the runs took"
+    return float((self.runs.seconds*self.runs.threads).sum()/3600)
+
 # %% ../nbs/07d_recorded.ipynb #b6b9c0b8
 @patch
 def share(self:Recorded,

@@ -59,10 +59,6 @@ class Parts:
         "The same on RGB, on pairs and on single channels"
         return {k:self.compare(first, second, s) for k,s in {'RGB':['RGB'], **groups}.items()}
 
-    def hours(self):
-        "Hours of one core, all runs together"
-        return float((self.rec.runs.seconds*self.rec.runs.threads).sum()/3600)
-
 # %% ../../nbs/09b_folds.ipynb #02a4352e
 def _kept(p, method, sets):
     "Networks for RGB, converted / the same on RGB"
@@ -174,5 +170,5 @@ def read()->Folds:
         decay=_decay,
         floor=floor,
         missed=in_words(missed or ['none']),
-        hours=p.hours(),
+        hours=p.rec.hours(),
         **c)

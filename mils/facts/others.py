@@ -37,5 +37,5 @@ def read()->Others:
         singles=p.against(one, groups['singles']),
         layer_on=p.by_group(plain, one),
         floor={k:judged_by_bound(code, c[k])['floor'] for k,code in codes.items()},
-        hours=p.hours(),
+        hours=p.rec.hours(),
         **c)
