@@ -115,7 +115,7 @@ def _tuned(protocol, net, start, epochs):
 
 task_a['tuned-photos'] = _tuned(task_a['task-a-default'], _one, 17, 6)
 task_a['tuned-chroma'] = _tuned(task_a['task-a-default-chroma'], _chroma, 12, 4)
-task_a['tuned-cells'] = _tuned(task_a['task-a-cells'], _one_for_cells, 25, 8)
+task_a['tuned-cells'] = {**_tuned(task_a['task-a-cells'], _one_for_cells, 25, 8), 'seeds':range(8)}
 
 # %% ../nbs/06_task_a.ipynb #d279b99d
 def _stored(range, bits):
