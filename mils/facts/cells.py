@@ -22,7 +22,11 @@ _names = ('bright field','DNA','dark field')
 every_set = [set_name(s) for s in channel_sets(_names)]
 full,no_stain = set_name(_names),set_name(('bright field','dark field'))
 groups = {'all':every_set, 'stained':[s for s in every_set if 'DNA' in s], 'unstained':[s for s in every_set if 'DNA' not in s]}
-ways = {'steps':dict(epochs=7*25), 'sets':dict(views=3), 'filters':dict(options='{"last": 2, "width": 2}'), 'drawn':dict(shares='{"DNA": 0.3}')}
+ways = { # what is changed -> settings of its runs
+    'steps':dict(epochs=7*25),
+    'sets':dict(views=3),
+    'filters':dict(options='{"last": 2, "width": 2}'),
+    'drawn':dict(shares='{"DNA": 0.3}')}
 _generators = ('covariance','told','zero_fill','rescale','bank','hypernet')
 
 class Cells:
@@ -141,8 +145,9 @@ def gains_table(f:CellFacts)->pd.DataFrame: # a row a change
     return pd.DataFrame({name:row(k) for k,name in _changed.items()}).T.rename_axis('change')
 
 # %% ../../nbs/09bd_cells.ipynb #0456a836
-_called = {'covariance':'one network', 'told':'one network, told', 'zero_fill':'one network, zeros', 'rescale':'one network, zeros, the rest scaled up',
-    'bank':'one network, a bank of kernels', 'hypernet':'one network, a network makes kernels'}
+_called = {'covariance':'one network', 'told':'one network, told', 'zero_fill':'one network, zeros',
+    'rescale':'one network, zeros, the rest scaled up', 'bank':'one network, a bank of kernels',
+    'hypernet':'one network, a network makes kernels'}
 
 def _row(hits): return {k:f'{100*np.mean([hits(s) for s in sets]):.1f}' for k,sets in groups.items()}
 
@@ -162,7 +167,10 @@ def results_table()->pd.DataFrame: # a row a network
 def draw_sets():
     "Accuracy by set: specialists, one network, one network with the steps of seven"
     c = Cells()
-    shown = {'specialists':lambda s: c.special(s), 'one network':lambda s: c.one(), 'one network, steps of seven':lambda s: c.one(**ways['steps'])}
+    shown = {
+        'specialists':c.special,
+        'one network':lambda s: c.one(),
+        'one network, steps of seven':lambda s: c.one(**ways['steps'])}
     fig,ax = plt.subplots(figsize=(9,3.2), layout='constrained')
     names = [s.removesuffix('+').replace('+', '\n') for s in every_set]
     for (label,runs),mark,color in zip(shown.items(), 'so^', ('0.4','tab:blue','tab:orange')):
