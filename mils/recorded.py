@@ -70,6 +70,15 @@ def hours(self:Recorded)->float: # of one core
     "What all the runs took"
     return float((self.runs.seconds*self.runs.threads).sum()/3600)
 
+# %% ../nbs/07d_recorded.ipynb #32452c84
+def part_hits(
+    by_run,  # a dict: name of a run -> its predictions
+    runs,  # names of runs, each tested on a part of its own
+    channels=None, top:int=1,  # as for `hits`
+)->np.ndarray: # `(seeds, 1)`
+    "The share that was right in each part"
+    return np.stack([hit_table(by_run[r], [r], channels, top).mean(1) for r in runs])
+
 # %% ../nbs/07d_recorded.ipynb #b6b9c0b8
 @patch
 def share(self:Recorded,
@@ -92,7 +101,7 @@ def hits(self:Recorded,
         if r not in self.by_run: raise ValueError(f'no predictions of {r}')
     self.by_seed(runs)
     if self.share(runs):
-        return np.stack([hit_table(self.by_run[r], [r], channels, top).mean(1) for r in runs])
+        return part_hits(self.by_run, runs, channels, top)
     return hit_table(pd.concat([self.by_run[r] for r in runs]),
                      list(runs), channels, top)
 

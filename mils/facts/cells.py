@@ -6,13 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/09bd_cells.ipynb #4605d020
-import json
 from dataclasses import dataclass
 import numpy as np,pandas as pd
 from ..core import channel_sets,set_name
 from ..tables import results_dir
-from ..stats import hit_table
-from ..recorded import Recorded
+from ..protocols import protocols
+from ..recorded import Recorded,part_hits
 from ..findings import Comparison
 from .task_a import usual
 import matplotlib.pyplot as plt
@@ -22,8 +21,10 @@ _names = ('bright field','DNA','dark field')
 every_set = [set_name(s) for s in channel_sets(_names)]
 full,no_stain = set_name(_names),set_name(('bright field','dark field'))
 groups = {'all':every_set, 'stained':[s for s in every_set if 'DNA' in s], 'unstained':[s for s in every_set if 'DNA' not in s]}
+_epochs,_options = protocols['task-a-cells']['epochs'],'{"last": 2}'
+usual_cells = {**usual, 'options':_options, 'epochs':_epochs, 'shares':'{}'}          # settings of one network
 ways = { # what is changed -> settings of its runs
-    'steps':dict(epochs=7*25),
+    'steps':dict(epochs=7*_epochs),
     'sets':dict(views=3),
     'filters':dict(options='{"last": 2, "width": 2}'),
     'drawn':dict(shares='{"DNA": 0.3}')}
@@ -31,17 +32,20 @@ _generators = ('covariance','told','zero_fill','rescale','bank','hypernet')
 
 class Cells:
     "The recorded runs on cells"
-    def __init__(self): self.rec = Recorded('task-a-cells')
+    def __init__(self):
+        self.rec = Recorded('task-a-cells')
+        t = pd.read_parquet(results_dir()/'task-a-cells'/'conversions.parquet')
+        self.folded = dict(tuple(t[t.method=='folded'].groupby('run', observed=True)))
 
     def one(self, **changed):
         "Runs of one network, usual but for what is changed"
-        return self.rec.find(**{**usual, 'options':'{"last": 2}', 'epochs':25, 'shares':'{}', **changed})
+        return self.rec.find(**{**usual_cells, **changed})
 
-    def special(self, channels, options='{"last": 2}'):
+    def special(self, channels, options=_options):
         "Runs of the specialist of a set"
         return self.rec.find(dynamic=False, channels=channels, options=options)
 
-    def against(self, runs, sets, options='{"last": 2}'):
+    def against(self, runs, sets, options=_options):
         "One network and the specialists of some sets"
         return Comparison(**self.rec.compare_specialists(sets, runs, options=options))
 
@@ -56,9 +60,7 @@ def refolded(
     sets,  # names of channel sets
 )->np.ndarray: # `(parts, 1)` the share that was right
     "Folded for each set with batch norms of their own: how many test cells were right, averaged over sets"
-    t = pd.read_parquet(results_dir()/'task-a-cells'/'conversions.parquet')
-    t = t[t.method=='folded']
-    return np.stack([hit_table(t[t.run==r], [r], sets).mean(1) for r in runs])
+    return part_hits(c.folded, runs, sets)
 
 def _norms(c, runs, sets):
     "Folded with batch norms of their own / as they are"
@@ -66,7 +68,7 @@ def _norms(c, runs, sets):
 
 def _norms_left(c, runs, sets):
     "Folded with batch norms of their own / specialists"
-    special = c.rec.specialists(sets, c.rec.seeds(runs), options='{"last": 2}')
+    special = c.rec.specialists(sets, c.rec.seeds(runs), options=_options)
     return Comparison(**c.rec.compare_hits(special, refolded(c, runs, sets), c.rec.share(runs)))
 
 # %% ../../nbs/09bd_cells.ipynb #afdd04e5
@@ -82,17 +84,14 @@ class CellFacts:
     layer:Comparison  # one network / the same with a plain stem, on all sets
     gains:dict  # what is changed -> group -> with it / without
     left:dict  # what is changed -> group -> one network with it / specialists (of as many filters)
-    seven_epochs:int
     label_free:Comparison  # the specialist without the stain / with all channels
-    label_free_one:Comparison  # the same of one network with the steps of seven
-    stained:Comparison; unstained:Comparison  # that network / a specialist for all channels, for all but the stain
     hours:float  # of one core
 
 # %% ../../nbs/09bd_cells.ipynb #94d02b14
-def _against_itself(c, a, b, runs_of):
-    "The runs for set b on it / those for set a on that"
-    hits = [c.rec.hits(runs_of(s), [s]) for s in (a,b)]
-    return Comparison(**c.rec.compare_hits(*hits, c.rec.share(runs_of(a))))
+def _label_free(c):
+    "The specialist for all channels but the stain / the one for all"
+    hits = [c.rec.hits(c.special(s), [s]) for s in (full,no_stain)]
+    return Comparison(**c.rec.compare_hits(*hits, c.rec.share(c.special(full))))
 
 def _gains(c):
     "What each change gives one network, by group"
@@ -103,7 +102,7 @@ def _gains(c):
 def _left(c):
     "What is left to the specialists after each change, by group"
     def of(changed):
-        options = changed.get('options', '{"last": 2}')
+        options = changed.get('options', _options)
         return c.by_group(lambda sets: c.against(c.one(**changed), sets, options))
     left = {k:of(changed) for k,changed in ways.items()}
     return {**left, 'norms':c.by_group(lambda sets: _norms_left(c, c.one(), sets))}
@@ -111,7 +110,7 @@ def _left(c):
 def read()->CellFacts:
     "The facts, from the recorded runs"
     c = Cells()
-    long,parts = c.one(**ways['steps']),c.rec.runs.drop_duplicates('seed')
+    parts = c.rec.runs.drop_duplicates('seed')
     first = parts.iloc[0]
     pairs = pd.read_csv(results_dir()/'task-a-cells'/'correlations.csv')
     by = {g:c.against(c.one(generator=g), every_set) for g in _generators}
@@ -123,10 +122,8 @@ def read()->CellFacts:
         equal=c.by_group(lambda sets: c.against(c.one(), sets)),
         generators=by, spread=max(accuracy)-min(accuracy),
         layer=Comparison(**c.rec.compare(c.one(generator='rescale'), c.one())),
-        gains=_gains(c), left=_left(c), seven_epochs=7*25,
-        label_free=_against_itself(c, full, no_stain, c.special),
-        label_free_one=_against_itself(c, full, no_stain, lambda s: long),
-        stained=c.against(long, [full]), unstained=c.against(long, [no_stain]),
+        gains=_gains(c), left=_left(c),
+        label_free=_label_free(c),
         hours=c.rec.hours())
 
 # %% ../../nbs/09bd_cells.ipynb #637c917d

@@ -12,17 +12,17 @@ from ..protocols import protocols
 from ..recorded import Recorded
 from ..findings import Comparison
 from .task_a import usual
+from .cells import usual_cells
 
 # %% ../../nbs/09be_defaults.ipynb #c670cae0
 candidate,others = 'told',('covariance','zero_fill','rescale','bank')
 _photos = dict(epochs=protocols['task-a-folds']['epochs'], overrides='{"lr": 0.01}')
-_cells = dict(epochs=protocols['task-a-cells']['epochs'], options='{"last": 2}', shares='{}')
 _cases = { # kind of pictures, and of training -> protocols, and what tells their runs from others
     ('photos','scratch'):(('task-a-default','task-a-folds'), _photos),
     ('photos','tuned'):(('tuned-photos',), {}),
     ('chroma','scratch'):(('task-a-default-chroma',), {}),
     ('chroma','tuned'):(('tuned-chroma',), {}),
-    ('cells','scratch'):(('task-a-cells',), _cells),
+    ('cells','scratch'):(('task-a-cells',), usual_cells),
     ('cells','tuned'):(('tuned-cells',), {})}
 
 # %% ../../nbs/09be_defaults.ipynb #4f7e8086
@@ -36,14 +36,16 @@ class Case:
     behind:dict  # generator -> it / the best of the others
     passes:str  # does the candidate? yes, no
     seeds:int  # or parts
+    added:int  # parameters of the candidate less those of the regression
 
 def _case(protocols, settings)->Case:
     "Over the seeds that all have"
     rec = Recorded(*protocols)
     names = (candidate,*others)
-    runs = rec.pairs(*(rec.find(**{**usual, 'generator':g, **settings}) for g in names))
+    runs = rec.pairs(*(rec.find(**{**usual, **settings, 'generator':g}) for g in names))
     hits = {g:rec.hits(r) for g,r in zip(names, runs)}
-    share = rec.share(runs[0])
+    share,parameters = rec.share(runs[0]),rec.runs.set_index('run').parameters
+    told,regression,*_ = (parameters[r[0]] for r in runs)
     best = max(others, key=lambda g: hits[g].mean())
     behind = {g:Comparison(**rec.compare_hits(hits[best], hits[g], share)) for g in names}
     return Case(
@@ -51,7 +53,8 @@ def _case(protocols, settings)->Case:
         best,
         behind,
         passes='yes' if behind[candidate].diff>=-allowed else 'no',
-        seeds=behind[candidate].seeds)
+        seeds=behind[candidate].seeds,
+        added=int(told-regression))
 
 # %% ../../nbs/09be_defaults.ipynb #d5b236c0
 @dataclass(frozen=True)
@@ -59,17 +62,9 @@ class Defaults:
     "Which generator never loses much"
     cases:dict  # `photos`, `chroma`, `cells` -> `scratch`, `tuned` -> `Case`
     passed:int; of:int  # cases that the candidate passes; all
-    passes:str  # does it pass all? yes, no
     worst:dict  # generator -> points behind the best of the four where it is worst
     steadiest:str  # the generator whose worst is least
-    added:int  # parameters, by the candidate's biases
-
-def _added():
-    "Parameters of the candidate less those of the regression, on photographs"
-    rec = Recorded('task-a-default','task-a-folds')
-    n = rec.runs.set_index('run').parameters
-    told,plain = (n[rec.find(**{**usual, 'generator':g, **_photos})[0]] for g in (candidate,'covariance'))
-    return int(told-plain)
+    added:int  # parameters by the candidate's biases, on photographs
 
 def read()->Defaults:
     "The facts, from the recorded runs"
@@ -81,9 +76,8 @@ def read()->Defaults:
     return Defaults(
         cases,
         passed, len(found),
-        passes='yes' if passed==len(found) else 'no',
         worst=worst,
-        added=_added(),
+        added=found['photos','scratch'].added,
         steadiest=max(worst, key=worst.get))
 
 # %% ../../nbs/09be_defaults.ipynb #c779f8d3
@@ -96,12 +90,13 @@ def _column(case):
     "Accuracy, and points behind the best of the others"
     return {_called[g]:f'{100*case.accuracy[g]:.1f} ({case.behind[g].points})' for g in _called}
 
+def _named(f):
+    "Cases by their names"
+    return {f'{_kinds[kind]}, {_ways[way]}':case for kind,ways in f.cases.items() for way,case in ways.items()}
+
 def generators_table(f:Defaults)->pd.DataFrame: # a row a generator
     "Accuracy in percent and points behind the best of the four, by case; and the worst of each"
-    columns = {
-        f'{_kinds[kind]}, {_ways[way]}':_column(case)
-        for kind,ways in f.cases.items()
-        for way,case in ways.items()}
+    columns = {name:_column(case) for name,case in _named(f).items()}
     worst = {_called[g]:f'{v:+.1f}' for g,v in f.worst.items()}
     return pd.DataFrame({**columns, 'worst':worst}).rename_axis('generator')
 
@@ -109,12 +104,12 @@ def generators_table(f:Defaults)->pd.DataFrame: # a row a generator
 def draw_cases(f:Defaults):
     "How far each generator is behind the best of the four, by case"
     import matplotlib.pyplot as plt
-    rows = [(f'{_kinds[kind]}, {_ways[way]}',case) for kind,ways in f.cases.items() for way,case in ways.items()]
+    rows = _named(f)
     fig,ax = plt.subplots(figsize=(8,3.4), layout='constrained')
     ax.axvline(-100*allowed, color='.3', ls=':', lw=1.2)
     for k,(g,name) in enumerate(_called.items()):
-        behind = [100*case.behind[g].diff for _,case in rows]
+        behind = [100*case.behind[g].diff for case in rows.values()]
         ax.plot(behind, np.arange(len(rows))+.12*(k-2), 'osD^v'[k], color=f'C{k}', ms=5, label=name)
-    ax.set(yticks=range(len(rows)), yticklabels=[name for name,_ in rows], xlabel='points to the best of the four')
+    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel='points to the best of the four')
     ax.invert_yaxis()
     ax.legend(loc='center left', bbox_to_anchor=(1,.5))

@@ -8,11 +8,10 @@ __all__ = []
 # %% ../../nbs/09b_folds.ipynb #c8f35c54
 import json
 from dataclasses import dataclass
-import numpy as np,pandas as pd
+import pandas as pd
 from ..protocols import protocols
 from ..tables import results_dir
-from ..stats import hit_table
-from ..recorded import Recorded
+from ..recorded import Recorded,part_hits
 from ..findings import Comparison,Conditions,conditions_of,in_words
 from .task_a import every_set,held_out,usual
 from .untrained import groups
@@ -65,9 +64,7 @@ def _kept(p, method, sets):
     t = pd.read_parquet(results_dir()/'task-a-folds'/'conversions.parquet')
     t = t[(t.method==method)&t.recalibrated]
     alone = [r for r in p.special('RGB') if r in set(t.run)]
-    hits = np.stack([
-        hit_table(t[t.run==r], [r], sets).mean(1)
-        for r in alone])
+    hits = part_hits(dict(tuple(t.groupby('run', observed=True))), alone, sets)
     return Comparison(**p.rec.compare_hits(p.rec.hits(alone), hits, p.rec.share(alone)))
 
 def _gain_of_specialists(p):
