@@ -60,7 +60,7 @@ def planned(
     return grid(protocol['arms'], protocol['seeds'], **common)
 
 # %% ../nbs/06_arms.ipynb #577768ea
-_usual_stem = dict(generator='covariance', attention=False, sampling='sample', views=1, distill=0.)
+_usual_stem = dict(generator='covariance', attention=False, sampling='sample', views=1, distill=0.)    # as ever: names stand in recorded tables
 
 def _stem_words(cfg):
     "How a dynamic stem and its training differ from the usual"

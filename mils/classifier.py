@@ -12,7 +12,7 @@ from .core import channel_set,set_name,write_atomic
 from .ranges import Ranges
 from .imageset import ChannelStats
 from .generators import generators
-from .channels import ChannelAdaptive
+from .channels import ChannelAdaptive,find_stem
 from .models import check_options,create_model,models
 import numpy as np,torch
 from fastcore.basics import patch
@@ -78,8 +78,9 @@ class Architecture:
     options:dict=field(default_factory=dict)  # of the model, such as `width`
     channels:str='RGB'  # that it takes, in its order
     dynamic:bool=False  # a stem for every subset of `channels`
-    generator:str='covariance'  # of a dynamic stem's kernels
+    generator:str='told'  # of a dynamic stem's kernels
     attention:bool=False  # over the channels of a dynamic stem
+    bias:bool=False  # of the first convolution, where the model has none; a fold leaves one if its stem was told what is absent
     def __post_init__(self): check_options(self.model, self.options)
     @classmethod
     def of(cls,
@@ -103,6 +104,10 @@ def check_versions(cfg, then, where):
     for k,now in built_with(cfg).items():
         if then.get(k, now)!=now: raise ValueError(f'{where} was trained with another version: {k} is {then[k]} there and {now} today')
 
+def first_conv(net, channels):
+    "The convolution that takes these channels"
+    return net.get_submodule(find_stem(net, len(channel_set(channels, channels))))
+
 def create_network(
     cfg,  # an `Architecture` or a `Config`
     n_classes:int,
@@ -110,7 +115,11 @@ def create_network(
 )->nn.Module: # takes normalised pictures
     "The network of a configuration, untrained"
     options = {'size':size, **cfg.options}
-    return create_model(cfg.model, n_classes, cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **options)
+    net = create_model(cfg.model, n_classes, cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **options)
+    if getattr(cfg, 'bias', False):
+        conv = first_conv(net, cfg.channels)
+        conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
+    return net
 
 # %% ../nbs/05ab_classifier.ipynb #26aacf88
 def _as_json(stats): return {k:v.tolist() for k,v in stats._asdict().items()}
@@ -172,11 +181,13 @@ def fold(self:Classifier,
     "A copy for this set alone; `ValueError` where the network has no stem for channel sets"
     if not isinstance(self.net, ChannelAdaptive): raise ValueError(f'the network was made for {set_name(self.channels)} alone')
     channels,arch = channel_set(channels, self.channels),None
+    net = self.net.fold(channels)
     if self.architecture and not self.architecture.attention:
-        arch = replace(self.architecture, channels=set_name(channels), dynamic=False)
+        told = self.net.stem.bias is None and first_conv(net, channels).bias is not None
+        arch = replace(self.architecture, channels=set_name(channels), dynamic=False, bias=told)
     stats = stats_of(self.stats, channels, self.channels)
     ranges = self.ranges and self.ranges.of(channels)
-    new = Classifier(self.net.fold(channels), channels, stats, self.classes, self.size, arch, self.origin, ranges)
+    new = Classifier(net, channels, stats, self.classes, self.size, arch, self.origin, ranges)
     return new.train(self.training)
 
 # %% ../nbs/05ab_classifier.ipynb #6c5d453b

@@ -91,7 +91,7 @@ class Config:
     options:dict=field(default_factory=dict)  # of the model, such as `width`
     channels:str='RGB'  # what the network gets to see, in the order in which it takes them, see `channel_set`
     dynamic:bool=False  # a stem for every subset of `channels`
-    generator:str='covariance'  # of a dynamic stem's kernels, see `generators`
+    generator:str=None  # of a dynamic stem's kernels, see `generators`; default: `told`
     attention:bool=False  # over the channels of a dynamic stem
     sampling:str='none'  # of channel sets in training, see `samplings`
     views:int=1  # channel sets with which a picture is seen in a step
@@ -113,6 +113,8 @@ class Config:
         lookup(opts, self.settings['opt'], 'optimiser')
         lookup(schedules, self.settings['schedule'], 'schedule')
         lookup(samplings, self.sampling, 'sampling')
+        usual = 'told' if self.dynamic else 'covariance'                  # a plain stem has none, and says what it has always said
+        object.__setattr__(self, 'generator', self.generator or usual)
         lookup(generators, self.generator, 'generator')
         object.__setattr__(self, 'precision', self.precision or ('bfloat16' if has_bf16(default_device()) else 'float32'))
         lookup(dict.fromkeys(_precisions), self.precision, 'precision')

@@ -22,7 +22,7 @@ from .identity import declared
 import numpy as np,pandas as pd,torch
 
 # %% ../nbs/06m_golden.ipynb #e80f4497
-_usual = dict(precision='float32', epochs=2, overrides=dict(bs=10))
+_usual = dict(generator='covariance', precision='float32', epochs=2, overrides=dict(bs=10))
 _dynamic = dict(dynamic=True, sampling='sample')
 _cheap = dict(                      # options of networks that are large without them; where a network is new, it need not be here
     wide_resnet=dict(width=1), wide_resnet_blocks=dict(width=1), resnet34=dict(stem='imagenet'), convmixer=dict(nf=40),

@@ -19,8 +19,8 @@ class DynamicConv2d(nn.Conv2d):
     """A first convolution that serves every channel set: kernels depend on which channels are there.
 
     The kernel of a set S is `weight @ P(S)`, where a generator gives P(S). The default completes absent channels by linear
-    regression on the present, under a learned covariance; on the full set it is `weight`, exactly. Input is expected to have
-    mean zero per channel, as after normalisation. Imputation by regression as a part of the network; for sampling channel sets
+    regression on the present, under a learned covariance, and has a bias of the filters for each channel that is absent; on
+    the full set it is `weight`, exactly. Input is expected to have mean zero per channel, as after normalisation. Imputation by regression as a part of the network; for sampling channel sets
     in training see Bao et al., ChannelViT, 2023, arXiv:2309.16108.
     """
     def __init__(self,
@@ -29,7 +29,7 @@ class DynamicConv2d(nn.Conv2d):
         kernel_size,  # int or pair, as for `nn.Conv2d`
         channels='RGB',  # names of the channels, in the order of the input
         stats=None,  # `ChannelStats` of the data that the input was normalised with; none takes the channels as unrelated
-        generator='covariance',  # a name in `generators`
+        generator='told',  # a name in `generators`
         attention:bool=False,  # a factor for each present channel, from the picture; cannot be folded into the kernel
         **kwargs  # stride, padding, dilation, bias, padding_mode, device, dtype
     ):

@@ -158,7 +158,7 @@ def create_model(
     channels='RGB',  # names of the input channels
     dynamic:bool=False,  # serve every subset of `channels`, see `convert`
     stats=None,  # `ChannelStats` of the data, for a dynamic stem
-    generator:str='covariance',  # of a dynamic stem's kernels, see `generators`
+    generator:str='told',  # of a dynamic stem's kernels, see `generators`
     attention:bool=False,  # over the channels of a dynamic stem
     **options,  # the options of the model's own function, such as `size` or `width`
 )->nn.Module: # takes `(batch, len(channels), size, size)`, gives `(batch, n_classes)` logits

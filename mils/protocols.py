@@ -14,19 +14,19 @@ from .task_b import task_b
 protocols = {}
 
 protocols['chroma'] = dict(data='chroma', size=32, precision='float32', epochs=3, seeds=[0], arms=[
-    arm('small_cnn', 'one network for seven channel sets, which is cheap and takes longer', dynamic=True, epochs=12),
+    arm('small_cnn', 'one network for seven channel sets, which is cheap and takes longer', dynamic=True, generator='covariance', epochs=12),
     arm('wide_resnet', "the study's network, at a quarter of its width", width=1),
     arm('resnet34', 'the network to be measured against, with its usual stem', stem='imagenet')])
 
 # %% ../nbs/06a_protocols.ipynb #df58661a
 protocols['tin50'] = dict(data='tin100', size=64, classes='0-49', precision='float32', epochs=10, seeds=[0], arms=[
-    arm('small_cnn', 'one network for seven channel sets', dynamic=True),
+    arm('small_cnn', 'one network for seven channel sets', dynamic=True, generator='covariance'),
     arm('small_cnn', 'the same with a plain stem, on RGB alone'),
     arm('wide_resnet', "the study's network, at half its width", width=2)])
 
 # %% ../nbs/06a_protocols.ipynb #c98876d9
 protocols['photos-64'] = dict(data='tin100', size=64, precision='bfloat16', epochs=10, seeds=[0], arms=[
-    arm('small_cnn', 'an example that fits into a page', dynamic=True)])
+    arm('small_cnn', 'an example that fits into a page', dynamic=True, generator='covariance')])
 
 # %% ../nbs/06a_protocols.ipynb #06acc533
 protocols |= {**task_a, **task_b}

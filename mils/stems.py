@@ -35,7 +35,7 @@ def _correlations(cov):
     return cov/np.sqrt(np.outer(variances, variances))
 
 def correlation_table(
-    stem,  # a `DynamicConv2d` with the `covariance` generator
+    stem,  # a `DynamicConv2d` with the generator `covariance` or `told`
     stats:ChannelStats,  # of the data, of the stem's channels
 )->pd.DataFrame: # `a`, `b`, `learned`, `data`, each pair of channels once
     "Correlations under the learned covariance, beside those of the pixels"
@@ -53,7 +53,7 @@ def collect_stems(
     "Tables of the stems that complete by covariance, empty where there is none; kernels of seed 0 only"
     kernels,correlations = [],[]
     for cfg,f in finished_runs(root):
-        if not (cfg['dynamic'] and cfg['generator']=='covariance'): continue
+        if not (cfg['dynamic'] and cfg['generator'] in ('covariance','told')): continue
         stem,own = load_run(f).net.stem,run_set(f, ds)
         stats = stats_of(own.stats, stem.channels, own.channels)
         correlations.append(correlation_table(stem, stats).assign(run=f.name))

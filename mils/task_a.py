@@ -14,7 +14,7 @@ from .arms import arm
 photos = dict(data='tin100', size=32, classes='0-49')
 five = range(5)
 _plain = partial(arm, 'small_cnn', last=2)
-_one = partial(_plain, dynamic=True)
+_one = partial(_plain, dynamic=True, generator='covariance')
 
 def _specialists(why, names='RGB', **kwargs):
     return [_plain(why, channels=set_name(s), **kwargs) for s in channel_sets(names)]

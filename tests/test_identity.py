@@ -127,7 +127,7 @@ def test_a_version_changes_the_names_of_its_runs(tiny, monkeypatch):
     was = name()
     for table,key,changed in (
             (module.versions,'training',{*cfgs}), (module.versions,'sampling',{'sampled'}), (module.versions,'stem',{'dynamic','sampled'}),
-            (generators.versions,'covariance',{'dynamic','sampled'}), (models.versions,'strict2',{'other'})):
+            (generators.versions,'told',{'dynamic','sampled'}), (models.versions,'strict2',{'other'})):
         with monkeypatch.context() as m:
             m.setitem(table, key, table[key]+1)
             assert {k for k,v in name().items() if v!=was[k]}==changed
