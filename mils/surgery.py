@@ -182,4 +182,6 @@ def _load_from_state_dict(self:DynamicConv2d, state_dict, prefix, local_metadata
         return error_msgs.append(f'the weights of {prefix[:-1] or "the layer"} are for channels {", ".join(names)}; '
                                  f'the layer has {", ".join(self.channels)}: make it with channels={names}')
     nn.Conv2d._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-    if key in missing_keys: missing_keys.remove(key)
+    if prefix+'told' in missing_keys: self.told.data.zero_()                           # a state of filters that were told nothing
+    for k in (key,prefix+'told'):
+        if k in missing_keys: missing_keys.remove(k)

@@ -470,13 +470,21 @@ def test_parameters_of_another_class_keep_their_names(kind):
     conv = OTHERS[kind](3,4,kernel_size=3)
     before,x = copy.deepcopy(conv.state_dict()),pictures()
     dyn = DynamicConv2d.from_conv(conv, stats=STATS)
-    assert {k for k in dyn.state_dict() if 'generator' not in k}=={*before,'_extra_state'}
-    assert {k for k,_ in dyn.named_parameters() if 'generator' not in k}=={*before}
+    assert {k for k in dyn.state_dict() if 'generator' not in k}=={*before,'_extra_state','told'}
+    assert {k for k,_ in dyn.named_parameters() if 'generator' not in k}=={*before,'told'}
     other = DynamicConv2d.from_conv(OTHERS[kind](3,4,kernel_size=3), stats=STATS)
     other.load_state_dict(before, strict=False)                                              # a checkpoint of the plain network
     for o in (other, copy.deepcopy(other)):
         assert_same(o(x), dyn(x))
         assert_close(o.fold('BG')(x[:,[2,1]]), dyn(x[:,1:], channels='GB'))
+
+def test_a_state_of_filters_that_were_told_nothing_is_read():
+    "A network of the regression is one whose biases are zero"
+    before,x = convert(small_net(), stats=STATS, generator='covariance'),pictures()
+    now = convert(small_net(), stats=STATS)
+    torch.nn.init.normal_(now.stem.told)
+    now.load_state_dict(before.state_dict())
+    assert_same(now(x, MASK), before(x, MASK))
 
 # Networks that normalise, count and lose inside
 def sets_agree(net, y, x, sets=('GB','BG','R'), of=lambda o: o):
@@ -653,7 +661,7 @@ def test_a_new_head_is_the_networks():
     net,x = convert(Headed()),pictures()
     net.fc,net.classes = nn.Linear(4,9),9
     assert net(x).shape==net.fold('GB')(x[:,1:]).shape==(7,9) and net.net.fc is net.fc and net.net.classes==9
-    assert not hasattr(net, 'novel') and len([*net.parameters()])==5
+    assert not hasattr(net, 'novel') and len([*net.parameters()])==6
     net.novel = 1
     assert net.novel==1 and not hasattr(net.net, 'novel')
     net.set_submodule('fc', nn.Linear(4,3))
