@@ -20,8 +20,9 @@ class DynamicConv2d(nn.Conv2d):
 
     The kernel of a set S is `weight @ P(S)`, where a generator gives P(S). The default completes absent channels by linear
     regression on the present, under a learned covariance, and has a bias of the filters for each channel that is absent; on
-    the full set it is `weight`, exactly. Input is expected to have mean zero per channel, as after normalisation. Imputation by regression as a part of the network; for sampling channel sets
-    in training see Bao et al., ChannelViT, 2023, arXiv:2309.16108.
+    the full set it is `weight`, exactly. Input is expected to have mean zero per channel, as after normalisation. Imputation by
+    regression as a part of the network; for sampling channel sets in training see Bao et al., ChannelViT, 2023,
+    arXiv:2309.16108.
     """
     def __init__(self,
         in_channels:int,  # number of channels of the full set

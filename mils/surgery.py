@@ -142,6 +142,7 @@ def _put_told(self:DynamicConv2d, conv, rows):
     absent = [i for i in range(len(self.channels)) if i not in rows]
     if self.told is None or not absent: return
     told = self.told[absent].sum(0)
+    if not told.is_meta and not told.any(): return            # filters that were told nothing keep the shape of a plain layer
     if conv.bias is not None: told = told+conv.bias
     conv.bias = nn.Parameter(told, requires_grad=self.told.requires_grad)
 

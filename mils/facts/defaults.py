@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/09be_defaults.ipynb #796c0561
 from dataclasses import dataclass
 import numpy as np,pandas as pd
+from ..models import create_model,models
 from ..protocols import protocols
 from ..recorded import Recorded
 from ..findings import Comparison
@@ -56,6 +57,21 @@ def _case(protocols, settings)->Case:
         seeds=behind[candidate].seeds,
         added=int(told-regression))
 
+# %% ../../nbs/09be_defaults.ipynb #fa077540
+may_cost = .003              # of the parameters, at most
+
+def _parameters(name, generator):
+    net = create_model(name, 100, dynamic=True, generator=generator, size=64)
+    return sum(p.numel() for p in net.parameters())
+
+def costs()->pd.Series: # by network, the dearest first
+    "What the candidate's biases add to the parameters of each network of the lab, as a share"
+    models.find()                                        # networks are imported when one is asked for
+    names = [name for name in models if models.is_ours(name)]
+    before = pd.Series({name:_parameters(name, 'covariance') for name in names})
+    after = pd.Series({name:_parameters(name, candidate) for name in names})
+    return (after/before-1).sort_values(ascending=False)
+
 # %% ../../nbs/09be_defaults.ipynb #d5b236c0
 @dataclass(frozen=True)
 class Defaults:
@@ -63,8 +79,9 @@ class Defaults:
     cases:dict  # `photos`, `chroma`, `cells` -> `scratch`, `tuned` -> `Case`
     passed:int; of:int  # cases that the candidate passes; all
     worst:dict  # generator -> points behind the best of the four where it is worst
-    steadiest:str  # the generator whose worst is least
     added:int  # parameters by the candidate's biases, on photographs
+    networks:int; cheap:int  # of the lab; those that pay no more than is allowed
+    dearest:str; dearest_percent:float  # the one that pays most, and what it pays
 
 def read()->Defaults:
     "The facts, from the recorded runs"
@@ -72,13 +89,15 @@ def read()->Defaults:
     cases = {}
     for (kind,way),case in found.items(): cases.setdefault(kind, {})[way] = case
     passed = sum(c.passes=='yes' for c in found.values())
+    shares = costs()
     worst = {g:min(100*c.behind[g].diff for c in found.values()) for g in (candidate,*others)}
     return Defaults(
         cases,
         passed, len(found),
         worst=worst,
         added=found['photos','scratch'].added,
-        steadiest=max(worst, key=worst.get))
+        networks=len(shares), cheap=int((shares<=may_cost).sum()),
+        dearest=shares.index[0], dearest_percent=100*float(shares.iloc[0]))
 
 # %% ../../nbs/09be_defaults.ipynb #c779f8d3
 _called = {'told':'regression, and told', 'covariance':'regression', 'zero_fill':'zeros',
