@@ -60,7 +60,8 @@ def planned(
     return grid(protocol['arms'], protocol['seeds'], **common)
 
 # %% ../nbs/06_arms.ipynb #577768ea
-_usual_stem = dict(generator='covariance', attention=False, sampling='sample', views=1, distill=0.)    # as ever: names stand in recorded tables
+# as ever, whatever the default is: the words stand in recorded tables
+_usual_stem = dict(generator='covariance', attention=False, sampling='sample', views=1, distill=0.)
 
 def _stem_words(cfg):
     "How a dynamic stem and its training differ from the usual"

@@ -17,7 +17,7 @@ from .core import code_digest,digest
 from .imageset import ImageSet
 from .models import models
 from .machine import default_device,has_bf16
-from .classifier import built_with,versions
+from .architecture import built_with,versions
 import torch
 
 # %% ../nbs/06b_identity.ipynb #d23d02fa

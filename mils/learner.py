@@ -15,7 +15,8 @@ from .models import create_model
 from .channels import convert
 from .optim import layer_groups,opts,PairedGroups,schedules
 from .machine import default_device,keep_memory,SmallMaps
-from .classifier import Architecture,Classifier,stats_of
+from .architecture import Architecture
+from .classifier import Classifier,stats_of
 from .batches import Batches
 from .sampling import ChannelSampling,samplings
 from .config import Config

@@ -14,7 +14,8 @@ from .task_b import task_b
 protocols = {}
 
 protocols['chroma'] = dict(data='chroma', size=32, precision='float32', epochs=3, seeds=[0], arms=[
-    arm('small_cnn', 'one network for seven channel sets, which is cheap and takes longer', dynamic=True, generator='covariance', epochs=12),
+    arm('small_cnn', 'one network for seven channel sets, which is cheap and takes longer',
+        dynamic=True, generator='covariance', epochs=12),
     arm('wide_resnet', "the study's network, at a quarter of its width", width=1),
     arm('resnet34', 'the network to be measured against, with its usual stem', stem='imagenet')])
 

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .core import lookup
 from .tables import read_results
 from .stats import hit_table
-from .pairs import paired
+from .comparison import Comparison,compare_hits
 
 # %% ../nbs/07d_recorded.ipynb #7ec00006
 class Recorded:
@@ -120,23 +120,13 @@ def pairs(self:Recorded, *groups)->tuple: # of each group the runs whose seeds a
 
 # %% ../nbs/07d_recorded.ipynb #8e5b46ae
 @patch
-def compare_hits(self:Recorded,
-    x, y,  # `(seeds, images)` in pairs; y is compared with x
-    share=None,  # as from `share`
-)->dict: # as from `compare`
-    "How much better is y than x?"
-    one_sided = paired(x, y, .9, share)
-    return {**paired(x, y, share=share),
-            'lower':one_sided['ratio_low'], 'least':one_sided['low']}
-
-@patch
 def compare(self:Recorded,
     a, b,  # names of runs; b is compared with a
     channels=None, top:int=1,  # as for `hits`
-)->dict: # as from `paired`, and one-sided lower bounds (95 %): `lower` of the ratio, `least` of the difference
+)->Comparison:
     "How much better is b than a, over the seeds that both have? `ValueError` as from `pairs`"
     a,b = self.pairs(a, b)
-    return self.compare_hits(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))
+    return compare_hits(self.hits(a, channels, top), self.hits(b, channels, top), self.share(a))
 
 # %% ../nbs/07d_recorded.ipynb #266bf48d
 @patch
@@ -177,20 +167,20 @@ def compare_specialists(self:Recorded,
     sets,  # names of channel sets
     runs,  # names of runs that serve all of them, one a seed
     **settings,  # of the specialists, as for `find`
-)->dict: # as from `compare`
+)->Comparison:
     "How much better is one network than the specialists of its sets, over the seeds that all have? `ValueError` where there is none"
     runs = self.with_specialists(sets, runs, **settings)
     if not runs: raise ValueError('no seed in common: there are no pairs to compare')
-    return self.compare_hits(self.specialists(sets, self.seeds(runs), **settings),
-                             self.hits(runs, sets), self.share(runs))
+    alone = self.specialists(sets, self.seeds(runs), **settings)
+    return compare_hits(alone, self.hits(runs, sets), self.share(runs))
 
 # %% ../nbs/07d_recorded.ipynb #fef6dcb6
 @patch
 def rematched(self:Recorded,
     a, b,  # as for `compare`
-)->list: # as from `compare`, one for each way to pair the seeds
+)->list: # of comparisons, one for each way to pair the seeds
     "How much hangs on which run of b meets which of a? `ValueError` as from `pairs`, and for parts, whose pictures make the pairs"
     a,b = self.pairs(a, b)
     if self.share(a): raise ValueError('parts make pairs by their pictures; there is no other way')
     x,y = self.hits(a),self.hits(b)
-    return [self.compare_hits(x, y[list(o)]) for o in permutations(range(len(y)))]
+    return [compare_hits(x, y[list(o)]) for o in permutations(range(len(y)))]

@@ -13,7 +13,8 @@ from textwrap import dedent
 from .core import code_digest,set_name
 from .generators import generators
 from .models import models
-from .classifier import Architecture,check_versions,Classifier,create_network,load_classifier,load_tensors,net_prefix
+from .architecture import Architecture,check_versions,create_network
+from .classifier import Classifier,load_classifier,load_tensors,net_prefix
 from .identity import as_ever,data_identity,declared
 import numpy as np,torch
 from safetensors import safe_open,SafetensorError

@@ -95,7 +95,7 @@ def test_full_plan_in_small(tmp_path, monkeypatch, capsys, small):
     for _ in range(2): assert main(two_nets)==0
     assert main(['results','task-b-full','--record'])==0 and main(['fuse','task-b-full','--record'])==0
     rec = Recorded('task-b-full')
-    assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4'))['seeds']==2
+    assert rec.compare(rec.find(model='strict2'), rec.find(model='strict4')).seeds==2
     merged = pd.read_csv(tmp_path/'results/task-b-full/deployed.csv')
     assert len(merged)==4 and (merged.same==merged.images).all() and merged.gap.max()<1e-4
 
@@ -112,7 +112,7 @@ def test_folds(tmp_path, monkeypatch, capsys, small):
     assert rec.runs.data_key.nunique()==2 and rec.runs.groupby('seed').data_key.nunique().eq(1).all()
     plain,wide = (rec.find(options=o) for o in ('{}','{"width": 2}'))
     r = rec.compare(plain, wide)
-    assert r['seeds']==2 and rec.share(plain)>0 and rec.hits(wide).shape==(2,1) and r['lower']<r['ratio']
+    assert r.seeds==2 and rec.share(plain)>0 and rec.hits(wide).shape==(2,1) and r.lower<r.ratio
     assert main(['convert','chroma','--methods','gray','--record'])==0
     kept = pd.read_csv(tmp_path/'results/chroma/conversions.csv')
     assert set(kept.method)=={'gray'} and set(kept.run)==set(rec.runs.run) and kept.channels.nunique()==7

@@ -7,7 +7,8 @@ from mils.channels import convert
 from mils.core import channel_sets
 from mils.export import export
 from mils.imageset import ChannelStats
-from mils.classifier import Architecture,Classifier
+from mils.architecture import Architecture
+from mils.classifier import Classifier
 from mils.cli import main
 from mils.models import models
 onnx,ort = pytest.importorskip('onnx'),pytest.importorskip('onnxruntime')

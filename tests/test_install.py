@@ -59,7 +59,8 @@ from PIL import Image
 from mils.channels import convert
 from mils.models import create_model,list_models
 from mils.imageset import ChannelStats
-from mils.classifier import Architecture,Classifier
+from mils.architecture import Architecture
+from mils.classifier import Classifier
 import numpy as np
 net = convert(create_model('resnet34', 5)).eval()
 assert net(torch.randn(2,2,64,64), channels='GB').shape==(2,5) and len(list_models())>10

@@ -9,7 +9,8 @@ from mils.core import progress
 from mils.chroma import chroma
 from mils.imageset import ChannelStats
 from mils.ranges import Ranges
-from mils.classifier import Architecture,Classifier
+from mils.architecture import Architecture
+from mils.classifier import Classifier
 from mils.trained import load_run,open_network
 
 stains = 'bright field','DNA','dark field'

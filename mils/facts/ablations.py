@@ -15,7 +15,8 @@ from ..protocols import protocols
 from ..tables import results_dir
 from ..ranks import holm
 from ..recorded import Recorded
-from ..findings import Comparison,Table,in_words,reported
+from ..comparison import Comparison,compare_hits
+from ..findings import Table,in_words,reported
 from .changes import Effect,arm_of,changes,effects,interactions,label_of,models
 
 # %% ../../nbs/09u_ablations.ipynb #f715aa18
@@ -44,8 +45,8 @@ def counterparts(rec)->pd.DataFrame:
         errors='coerce'),_networks(rec),{}
     for told,a,b in _same:
         if b not in names: continue
-        c = Comparison(**rec.compare(rec.find(network=names[a]),
-            rec.find(network=names[b])))
+        c = rec.compare(rec.find(network=names[a]),
+            rec.find(network=names[b]))
         rows[' to '.join(filter(None, (a,b)))] = was[told],c
     t = pd.DataFrame.from_dict(rows, 'index', columns=['reported','c'])
     return t.assign(adjusted=holm(t.c.map(lambda c: c.p))).sort_values('reported')
@@ -173,7 +174,7 @@ def _under(rec):
     names = [n+how for how in ('',' opt=muon') for n in (wide,quartet)]
     hits = list(map(rec.hits,
         rec.pairs(*(rec.find(network=n) for n in names))))
-    def versus(a, b): return Comparison(**rec.compare_hits(a, b))
+    def versus(a, b): return compare_hits(a, b)
     adamw,muon = versus(*hits[:2]),versus(*hits[2:])
     return dict(
         adamw=adamw,
@@ -192,7 +193,7 @@ def _bare():
     "A Wide ResNet of width 2 without dropout / with it"
     rec = Recorded('task-b')
     names = 'wide_resnet width=2','wide_resnet dropout=0.0 width=2'
-    return Comparison(**rec.compare(*(rec.find(network=n) for n in names)))
+    return rec.compare(*(rec.find(network=n) for n in names))
 
 def _waiting(rec):
     "Networks that are planned and not trained"

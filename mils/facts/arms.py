@@ -11,7 +11,8 @@ import pandas as pd
 from ..tables import results_dir
 from ..stats import crossed
 from ..recorded import Recorded
-from ..findings import Comparison,in_words,reported
+from ..comparison import Comparison,compare_hits
+from ..findings import in_words,reported
 from .task_a import every_set,usual
 from .untrained import converted,converted_hits,groups
 
@@ -63,12 +64,12 @@ baseline = 'rescale'
 
 def compare_arms(a, first, second)->Comparison:
     "The second arm / the first"
-    return Comparison(**a.rec.compare(a.runs[first], a.runs[second]))
+    return a.rec.compare(a.runs[first], a.runs[second])
 
 def _paired(x, y):
     "As `compare_arms`, of `(seeds, images)`, over the seeds that both have"
     n = min(len(x), len(y))
-    return Comparison(**Recorded.compare_hits(None, x[:n], y[:n]))
+    return compare_hits(x[:n], y[:n])
 
 # %% ../../nbs/09ad_arms_facts.ipynb #3854ecf9
 _never_sampled = {'RGB only, zeros after normalisation':'zero_fill', 'RGB only, zeros before normalisation':'black',
@@ -159,7 +160,7 @@ def _against_seven(rec, epochs, runs, parameters):
     r,rgb = (
         rec.compare_specialists(s, runs, epochs=epochs)
         for s in (every_set,['RGB']))
-    return 100*rgb['b'],100*rgb['a'],100*r['b'],100*r['a'],parameters[runs[0]]/parameters[rec.find(
+    return 100*rgb.b,100*rgb.a,100*r.b,100*r.a,parameters[runs[0]]/parameters[rec.find(
         dynamic=False,
         channels='RGB')[0]]
 

@@ -14,7 +14,7 @@ from ..tables import results_dir
 from ..stats import crossed
 from ..recorded import Recorded
 from ..audit import ledger
-from ..findings import accuracy_of,Comparison
+from ..findings import accuracy_of
 from .called import call
 
 # %% ../../nbs/09k_beside.ipynb #b67831ad
@@ -36,7 +36,7 @@ def _against_target(rec, about):
     deep = rec.find(network=rec.best('resnet34'))
     runs = rec.find(network=wide)
     x,y = rec.hits(deep),rec.hits(runs)
-    r = Comparison(**rec.compare(deep, runs))
+    r = rec.compare(deep, runs)
     target = accuracy_of(.9*x)
     margin = crossed(y-.9*x)
     by_target = [100*(v/.9) for v in (r.ratio,r.ratio_low,r.ratio_high)]
@@ -86,7 +86,7 @@ def _sizes(rec, about):
 def _luck(rec, about):
     "Spread over seeds, and against how many of the others the study's network wins at p < 0.001"
     others = [n for n in _architectures().values() if n!=wide]
-    compared = [Comparison(**rec.compare(rec.find(network=n), rec.find(network=wide))) for n in others]
+    compared = [rec.compare(rec.find(network=n), rec.find(network=wide)) for n in others]
     won = sum(r.diff>0 and r.p<.001 for r in compared)
     top1 = rec.runs[rec.runs.network==wide].test_top1
     spread = f'±{100*top1.std():.2f} points'

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pandas as pd
 from ..protocols import protocols
 from ..recorded import Recorded
-from ..findings import Comparison,Table
+from ..comparison import Comparison,compare_hits
+from ..findings import Table
 
 # %% ../../nbs/09w_bits.ipynb #a2fb18c6
 class Stored:
@@ -27,7 +28,7 @@ class Stored:
     def compare(self, a, b, sets=None):
         "Way `b` against way `a`"
         rec = self.recorded[f'cells-{a}']
-        return Comparison(**rec.compare_hits(self.hits(a, sets), self.hits(b, sets), rec.share(rec.find())))
+        return compare_hits(self.hits(a, sets), self.hits(b, sets), rec.share(rec.find()))
 
     def tested(self, way):
         "Which cells were tested, by part"

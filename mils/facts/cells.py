@@ -12,7 +12,7 @@ from ..core import channel_sets,set_name
 from ..tables import results_dir
 from ..protocols import protocols
 from ..recorded import Recorded,part_hits
-from ..findings import Comparison
+from ..comparison import Comparison,compare_hits
 from .task_a import usual
 import matplotlib.pyplot as plt
 
@@ -47,7 +47,7 @@ class Cells:
 
     def against(self, runs, sets, options=_options):
         "One network and the specialists of some sets"
-        return Comparison(**self.rec.compare_specialists(sets, runs, options=options))
+        return self.rec.compare_specialists(sets, runs, options=options)
 
     def by_group(self, f):
         "A comparison for each group of sets"
@@ -64,12 +64,12 @@ def refolded(
 
 def _norms(c, runs, sets):
     "Folded with batch norms of their own / as they are"
-    return Comparison(**c.rec.compare_hits(c.rec.hits(runs, sets), refolded(c, runs, sets), c.rec.share(runs)))
+    return compare_hits(c.rec.hits(runs, sets), refolded(c, runs, sets), c.rec.share(runs))
 
 def _norms_left(c, runs, sets):
     "Folded with batch norms of their own / specialists"
     special = c.rec.specialists(sets, c.rec.seeds(runs), options=_options)
-    return Comparison(**c.rec.compare_hits(special, refolded(c, runs, sets), c.rec.share(runs)))
+    return compare_hits(special, refolded(c, runs, sets), c.rec.share(runs))
 
 # %% ../../nbs/09bd_cells.ipynb #afdd04e5
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class CellFacts:
 def _label_free(c):
     "The specialist for all channels but the stain / the one for all"
     hits = [c.rec.hits(c.special(s), [s]) for s in (full,no_stain)]
-    return Comparison(**c.rec.compare_hits(*hits, c.rec.share(c.special(full))))
+    return compare_hits(*hits, c.rec.share(c.special(full)))
 
 def _gains(c):
     "What each change gives one network, by group"
     one = c.one()
-    gains = {k:c.by_group(lambda sets: Comparison(**c.rec.compare(one, c.one(**changed), sets))) for k,changed in ways.items()}
+    gains = {k:c.by_group(lambda sets: c.rec.compare(one, c.one(**changed), sets)) for k,changed in ways.items()}
     return {**gains, 'norms':c.by_group(lambda sets: _norms(c, one, sets))}
 
 def _left(c):
@@ -121,7 +121,7 @@ def read()->CellFacts:
         correlation=float(pairs.groupby(['a','b']).data.mean().abs().max()),
         equal=c.by_group(lambda sets: c.against(c.one(), sets)),
         generators=by, spread=max(accuracy)-min(accuracy),
-        layer=Comparison(**c.rec.compare(c.one(generator='rescale'), c.one())),
+        layer=c.rec.compare(c.one(generator='rescale'), c.one()),
         gains=_gains(c), left=_left(c),
         label_free=_label_free(c),
         hours=c.rec.hours())

@@ -15,7 +15,8 @@ from ..config import Config
 from ..arms import describe
 from ..protocols import protocols
 from ..ranks import holm
-from ..findings import Comparison,Table
+from ..comparison import Comparison,compare_hits
+from ..findings import Table
 
 # %% ../../nbs/09t_changes.ipynb #614f2ab4
 models = {'wide_resnet_blocks':'Wide ResNet', 'strict4':'Plain Quartet'}
@@ -88,7 +89,7 @@ def effects(rec, model)->dict: # label -> Effect, the greatest gain first
     alone = {n:c for n,c in made.items() if c and n not in pairs_of(made)}
     usual = rec.find(network=base)
     runs = {n:rec.find(network=n) for n in alone}
-    found = {n:Comparison(**rec.compare(usual, r)) for n,r in runs.items()}
+    found = {n:rec.compare(usual, r) for n,r in runs.items()}
     adjusted = holm([c.p for c in found.values()])
     each = {}
     for (n,c),p in zip(found.items(), adjusted):
@@ -136,7 +137,7 @@ def interactions(rec)->pd.DataFrame:
         for n,(x,y) in pairs_of(made).items():
             runs = rec.pairs(*(rec.find(network=k) for k in (base,x,y,n)))
             none,one,other,both = map(rec.hits, runs)
-            c = Comparison(**rec.compare_hits(one+other-none, both))
+            c = compare_hits(one+other-none, both)
             means = [(h-none).mean() for h in (one,other,both)]
             rows[f'{name}: {label_of(made[x])}; {label_of(made[y])}'] = *means,c
     t = pd.DataFrame.from_dict(rows, 'index',

@@ -11,7 +11,7 @@ import numpy as np,pandas as pd
 from ..models import create_model,models
 from ..protocols import protocols
 from ..recorded import Recorded
-from ..findings import Comparison
+from ..comparison import compare_hits
 from .task_a import usual
 from .cells import usual_cells
 
@@ -48,7 +48,7 @@ def _case(protocols, settings)->Case:
     share,parameters = rec.share(runs[0]),rec.runs.set_index('run').parameters
     told,regression,*_ = (parameters[r[0]] for r in runs)
     best = max(others, key=lambda g: hits[g].mean())
-    behind = {g:Comparison(**rec.compare_hits(hits[best], hits[g], share)) for g in names}
+    behind = {g:compare_hits(hits[best], hits[g], share) for g in names}
     return Case(
         {g:float(h.mean()) for g,h in hits.items()},
         best,

@@ -18,7 +18,7 @@ from .longer import devices,machine_name
 # %% ../../nbs/09v_doubts.ipynb #21c037a8
 def _begins(rec, a, b, key):
     "Lowest and highest beginning of an interval, over all ways to pair the seeds of two networks"
-    found = [r[key] for r in rec.rematched(rec.find(network=short[a]),
+    found = [getattr(r, key) for r in rec.rematched(rec.find(network=short[a]),
         rec.find(network=short[b]))]
     return min(found),max(found)
 

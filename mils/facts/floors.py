@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/09ac_floors.ipynb #e6bbc7b7
 import numpy as np,pandas as pd
 from ..stats import crossed
-from ..findings import Comparison,verdict
+from ..comparison import compare_hits,verdict
 from .task_a import every_set,usual
 from .added import folded_networks,mixed_batches
 from ..recorded import Recorded
@@ -179,7 +179,7 @@ def draw_sets(cells):
 # %% ../../nbs/09ac_floors.ipynb #f529fed0
 def _against_specialist(alone, one):
     "One network / the specialist, `(seeds, images)` each"
-    return Comparison(**Recorded.compare_hits(None, alone, one))
+    return compare_hits(alone, one)
 
 def _draw_shares(ax, cells, who, epochs, shift, style):
     "Shares of the specialist's accuracy, with intervals"

@@ -12,7 +12,8 @@ import pandas as pd
 from ..protocols import protocols
 from ..tables import results_dir
 from ..recorded import Recorded,part_hits
-from ..findings import Comparison,Conditions,conditions_of,in_words
+from ..comparison import Comparison,compare_hits
+from ..findings import Conditions,conditions_of,in_words
 from .task_a import every_set,held_out,usual
 from .untrained import groups
 from .floors import judged,targets
@@ -48,11 +49,11 @@ class Parts:
 
     def against(self, runs, sets=every_set, recipe=None):
         "One network and the specialists of some sets"
-        return Comparison(**self.rec.compare_specialists(sets, runs, overrides=recipe or self.recipe))
+        return self.rec.compare_specialists(sets, runs, overrides=recipe or self.recipe)
 
     def compare(self, first, second, sets=every_set):
         "The second / the first"
-        return Comparison(**self.rec.compare(first, second, sets))
+        return self.rec.compare(first, second, sets)
 
     def by_group(self, first, second):
         "The same on RGB, on pairs and on single channels"
@@ -65,7 +66,7 @@ def _kept(p, method, sets):
     t = t[(t.method==method)&t.recalibrated]
     alone = [r for r in p.special('RGB') if r in set(t.run)]
     hits = part_hits(dict(tuple(t.groupby('run', observed=True))), alone, sets)
-    return Comparison(**p.rec.compare_hits(p.rec.hits(alone), hits, p.rec.share(alone)))
+    return compare_hits(p.rec.hits(alone), hits, p.rec.share(alone))
 
 def _gain_of_specialists(p):
     "Specialists with more weight decay / with the usual one, over the parts that all have"
@@ -75,7 +76,7 @@ def _gain_of_specialists(p):
         for recipe in (p.recipe,p.decayed)]
     common = sorted(set.intersection(*trained))
     hits = [p.rec.specialists(every_set, common, overrides=recipe) for recipe in (p.recipe,p.decayed)]
-    return Comparison(**p.rec.compare_hits(*hits, p.rec.share(p.special('RGB'))))
+    return compare_hits(*hits, p.rec.share(p.special('RGB')))
 
 # %% ../../nbs/09b_folds.ipynb #c4b0bfd7
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from scipy.stats import norm
 from ..tables import results_dir
 from ..recorded import Recorded
 from ..ideas import ideas
-from ..findings import in_words,verdict
+from ..comparison import verdict
+from ..findings import in_words
 from .called import call
 
 # %% ../../nbs/09d_ideas_facts.ipynb #1eef306f

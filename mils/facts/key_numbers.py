@@ -12,7 +12,8 @@ import pandas as pd
 from ..tables import results_dir
 from ..recorded import Recorded
 from ..audit import ledger
-from ..findings import Comparison,Table
+from ..comparison import Comparison
+from ..findings import Table
 from .beside import read as read_beside
 from .beside import _architectures,wide
 
@@ -86,8 +87,8 @@ def read()->KeyNumbers:
     "The facts, from the summary and the recorded runs"
     rows,rec = _rows(),Recorded('task-b')
     def versus(n):
-        return Comparison(**rec.compare(rec.find(network=n),
-                                        rec.find(network=wide)))
+        return rec.compare(rec.find(network=n),
+                                        rec.find(network=wide))
     best = rec.best('resnet34')
     stems = [n for n in rec.runs.network.unique() if n.startswith('resnet34')]
     others = [versus(n) for n in _architectures().values() if n!=wide]

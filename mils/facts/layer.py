@@ -9,7 +9,7 @@ __all__ = []
 from dataclasses import dataclass
 import numpy as np,pandas as pd
 from ..recorded import Recorded
-from ..findings import Comparison
+from ..comparison import Comparison
 from .task_a import usual
 from .added import mixed_batches,task_a_table
 
@@ -145,4 +145,4 @@ def read()->Layer:
         slow,
         _colours(),
         2**len(full)-1, int(rec.runs.epochs.iloc[0]),
-        Comparison(**rec.compare(plain, one)), Comparison(**rec.compare(alone, one, [full])))
+        rec.compare(plain, one), rec.compare(alone, one, [full]))

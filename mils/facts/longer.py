@@ -14,7 +14,8 @@ from ..arms import describe
 from ..config import Config
 from ..protocols import protocols
 from ..recorded import Recorded
-from ..findings import Comparison,Table,accuracy_of,in_words
+from ..comparison import Comparison
+from ..findings import Table,accuracy_of,in_words
 from .task_b import short
 from .called import call
 
@@ -34,8 +35,8 @@ class Races:
 
     def versus(self, a, b, epochs):
         "Network `b` over network `a` after as many epochs"
-        return Comparison(**self.rec.compare(self.at(a, epochs),
-            self.at(b, epochs)))
+        return self.rec.compare(self.at(a, epochs),
+            self.at(b, epochs))
 
 def races()->Races:
     "The recorded runs of all lengths"
@@ -183,7 +184,7 @@ def _wear(r):
     def loss(kind): return {e:float(r.last[kind][runs[e]].mean()) for e in runs}
     return dict(
         gains_until=top,
-        after_that=Comparison(**r.rec.compare(brief, long)),
+        after_that=r.rec.compare(brief, long),
         validation_points=f'{points:+.1f}',
         train_loss=loss('train_loss'),
         val_loss=loss('val_loss'))

@@ -13,7 +13,7 @@ from ..models import create_model
 from ..networks.strict import Branches
 from ..tables import results_dir
 from ..recorded import Recorded
-from ..findings import Comparison,Table
+from ..findings import Table
 from .called import beside,names
 
 # %% ../../nbs/09o_networks.ipynb #e7814d24
@@ -64,7 +64,7 @@ def table()->Table:
     costs = pd.read_csv(results_dir()/'task-b'/'costs.csv').set_index('network')
     deep = rec.find(network=rec.best('resnet34'))
     def row(n):
-        r = Comparison(**rec.compare(deep, rec.find(network=n)))
+        r = rec.compare(deep, rec.find(network=n))
         if rec.find(network=n)!=deep: share = f'{r.share} ({r.share_range})'
         else: share = 'the yardstick'
         return {'name':names[n][0], 'to type':f'`{n}`', 'what it does':names[n][1], 'layers':costs.depth[n],

@@ -7,7 +7,8 @@ __all__ = []
 
 # %% ../../nbs/09bb_others.ipynb #570f3a44
 from dataclasses import dataclass
-from ..findings import Comparison,Conditions,conditions_of
+from ..comparison import Comparison
+from ..findings import Conditions,conditions_of
 from .untrained import groups
 from .folds import Parts,judged_by_bound
 

@@ -13,7 +13,8 @@ from ..stats import crossed
 from ..recorded import Recorded
 from ..plots import draw_frontier
 from ..audit import ledger
-from ..findings import Comparison,Table,accuracy_of,reported
+from ..comparison import Comparison
+from ..findings import Table,accuracy_of,reported
 from .task_b import leaner,measured_costs,short
 from .called import call,call_briefly
 from .targets import large_costs
@@ -43,8 +44,8 @@ def frugal_table()->Table:
     "The Quartet, and deeper networks with less arithmetic that validation images put ahead of it"
     rec,costs,ours = Recorded('task-b'),measured_costs(),short['quartet']
     def row(n):
-        r = Comparison(**rec.compare(rec.find(network=ours),
-            rec.find(network=n)))
+        r = rec.compare(rec.find(network=ours),
+            rec.find(network=n))
         said = 'the yardstick' if n==ours else f'{r.share} ({r.share_range}), {r.order}'
         return {
             'network':call(n),
@@ -76,8 +77,8 @@ def hundred_table()->Table:
     rec = Recorded('task-b-full')
     macs,best = large_costs(rec),rec.best('resnet34')
     def row(n, t):
-        r = Comparison(**rec.compare(rec.find(network=best),
-            list(t.run))) if n!=best else None
+        r = rec.compare(rec.find(network=best),
+            list(t.run)) if n!=best else None
         said = f'{r.share} ({r.share_range})' if r else 'the yardstick'
         return {'network':call(n), 'share of ResNet34':said, '90 %?':r.reaches_90 if r else '',
             'top-1, %':accuracy_of(rec.hits(list(t.run))).cell,
@@ -132,7 +133,7 @@ def read()->Ranking:
     duo = tried.loc[tried.val_top1[tried.model=='strict2'].idxmax()]
     plain = tried.val_top1[tried.idea=='strict2, as it was'].iloc[0]
     t,macs = _beside().drop(index='resnet34'),large_costs(rec)
-    def versus(a, b): return Comparison(**rec.compare(rec.find(network=short[a]), rec.find(network=short[b])))
+    def versus(a, b): return rec.compare(rec.find(network=short[a]), rec.find(network=short[b]))
     def load(a, b): return float(macs[short[b]]/macs[short[a]])
     order = t['reported, %'].rank().corr(t['measured, %'].rank())
     return Ranking(

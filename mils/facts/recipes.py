@@ -14,7 +14,8 @@ from ..arms import describe
 from ..protocols import protocols
 from ..tables import results_dir
 from ..recorded import Recorded
-from ..findings import Comparison,Table,accuracy_of,reported
+from ..comparison import Comparison
+from ..findings import Table,accuracy_of,reported
 from .task_b import short
 from .called import call
 from .longer import devices
@@ -73,8 +74,8 @@ def _leads(rec):
     "Short name of a ResNet34 -> Lead"
     made = by_recipe(rec)
     study = made[short['study']]
-    def of(k, its, wide): return Comparison(**rec.compare(made[short[k]][its], study[wide]))
-    def weaker(k): return Comparison(**rec.compare(made[short[k]]['seed'], made[short[k]]['seed-baseline']))
+    def of(k, its, wide): return rec.compare(made[short[k]][its], study[wide])
+    def weaker(k): return rec.compare(made[short[k]]['seed'], made[short[k]]['seed-baseline'])
     return {k:Lead(of(k, 'seed-baseline', 'seed'), of(k, 'seed', 'seed'),
         of(k, 'same', 'same'), weaker(k)) for k in ('middle','coarse')}
 
@@ -149,7 +150,7 @@ def read()->Recipes:
     made,t = by_recipe(rec),_trials()
     fine,middle,quartet = (made[short[k]] for k in ('fine','middle','quartet'))
     def percent(runs): return f'{100*rec.hits(runs).mean():.1f} %'
-    def versus(how): return Comparison(**rec.compare(middle[how], quartet[how]))
+    def versus(how): return rec.compare(middle[how], quartet[how])
     def on(*kinds): return devices(rec, [r for by in made.values() for how in kinds for r in by.get(how, [])])
     tried = {k:short[k] for k in ('quartet','plain','middle','half')}
     return Recipes(

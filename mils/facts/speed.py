@@ -9,7 +9,7 @@ __all__ = []
 from dataclasses import dataclass
 from ..bench import enough_for_an_error,speed_ratio
 from ..tables import results_dir
-from ..findings import verdict
+from ..comparison import verdict
 import pandas as pd
 from scipy.stats import t as student
 import matplotlib.pyplot as plt

@@ -13,7 +13,7 @@ from ..stats import wilson
 from ..pairs import paired
 from ..compare import detectable,mcnemar,permutation,wins
 from ..ranks import friedman,holm,rank_pairs
-from ..findings import Comparison
+from ..comparison import compare_hits
 from .arms import arms,baseline,spoken
 
 # %% ../../nbs/09h_statistics.ipynb #60a022f2
@@ -99,7 +99,7 @@ def _against(a):
         x,y = map(
             a.rec.hits,
             a.rec.pairs(a.runs[baseline], a.runs[arm]))
-        rows[arm] = Comparison(**a.rec.compare_hits(x, y)),wins(x, y)
+        rows[arm] = compare_hits(x, y),wins(x, y)
     t = pd.DataFrame.from_dict(rows, 'index', columns=['comparison','wins'])
     t['adjusted'] = holm(t.comparison.map(lambda c: c.p))
     t['order'] = t.comparison.map(lambda c: c.order).where(t.adjusted<.05, 'level')

@@ -12,7 +12,8 @@ import pandas as pd
 from ..models import create_model
 from ..profile import multiply_adds
 from ..recorded import Recorded
-from ..findings import Comparison,Table,verdict
+from ..comparison import Comparison,verdict
+from ..findings import Table
 from .task_b import measured_costs,short
 from .called import call
 from .longer import goal as goal_long,guards,races
@@ -69,8 +70,8 @@ def _first(rec, macs):
     "B1 and B2, on fifty classes"
     def t(key, b, a, **asked):
         a,b = short[a],short[b]
-        r = Comparison(**rec.compare(rec.find(network=a),
-            rec.find(network=b)))
+        r = rec.compare(rec.find(network=a),
+            rec.find(network=b))
         return Target(key, f'{call(b)} / {call(a)}', r, macs[b]/macs[a],
             **asked)
     yield t('B1', 'quartet', 'fine', floor=.9, goal=1., load=1)
@@ -90,8 +91,8 @@ def _large():
     macs,o = large_costs(rec),rec.runs.iloc[0]
     def t(key, b, a, **asked):
         a,b = short[a],short[b]
-        r = Comparison(**rec.compare(rec.find(network=a),
-            rec.find(network=b)))
+        r = rec.compare(rec.find(network=a),
+            rec.find(network=b))
         return Target(key, f'{call(b)} / {call(a)}, {o.classes} classes', r,
             macs[b]/macs[a], **asked)
     yield t('B1', 'quartet', 'fine', floor=.9, goal=1., load=1)

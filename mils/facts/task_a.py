@@ -9,7 +9,8 @@ __all__ = []
 from dataclasses import dataclass
 from ..core import channel_sets,set_name
 from ..recorded import Recorded
-from ..findings import Comparison,Conditions,conditions_of
+from ..comparison import Comparison
+from ..findings import Conditions,conditions_of
 
 # %% ../../nbs/09a_task_a_facts.ipynb #b0aca73d
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ class _Pairs:
 
     def against(self, runs, epochs, sets=every_set):
         "One network and the specialists of some sets"
-        return Comparison(**self.rec.compare_specialists(sets, runs, epochs=epochs))
+        return self.rec.compare_specialists(sets, runs, epochs=epochs)
 
     def layer(self, epochs, **changed):
         "A plain stem and the layer"
         plain = self.one(epochs, generator='rescale', **changed)
-        return Comparison(**self.rec.compare(plain, self.one(epochs, **changed)))
+        return self.rec.compare(plain, self.one(epochs, **changed))
 
     def unseen(self, epochs, sets=held_out):
         "With and without two sets in training"
         without = self.one(epochs, held_out=' '.join(held_out))
-        return Comparison(**self.rec.compare(self.one(epochs), without, sets))
+        return self.rec.compare(self.one(epochs), without, sets)
 
 # %% ../../nbs/09a_task_a_facts.ipynb #e4816511
 def read()->TaskA:

@@ -11,7 +11,8 @@ import pandas as pd
 from ..config import recipes
 from ..tables import results_dir
 from ..recorded import Recorded
-from ..findings import Comparison,Conditions,conditions_of,in_words
+from ..comparison import Comparison
+from ..findings import Conditions,conditions_of,in_words
 from .called import call
 
 # %% ../../nbs/09c_task_b_facts.ipynb #edf7f04a
@@ -31,7 +32,7 @@ def measured_costs()->pd.DataFrame:
 def _against(rec):
     "Yardstick -> network -> comparison, by short names"
     runs = {k:rec.find(network=n) for k,n in short.items()}
-    def each(a): return {b:Comparison(**rec.compare(runs[a], runs[b])) for b in short if b!=a}
+    def each(a): return {b:rec.compare(runs[a], runs[b]) for b in short if b!=a}
     return {a:each(a) for a in _yardsticks}
 
 def _accuracies(rec):
@@ -71,20 +72,20 @@ def _after(best, ours):
     "The two networks after each length of training that both have"
     rec = Recorded('task-b','task-b-length')
     def at(epochs): return [rec.find(network=n, epochs=epochs) for n in (best,ours)]
-    return {int(e):Comparison(**rec.compare(*at(e))) for e in sorted(rec.runs.epochs.unique()) if all(at(e))}
+    return {int(e):rec.compare(*at(e)) for e in sorted(rec.runs.epochs.unique()) if all(at(e))}
 
 def _on_hundred():
     "The best of four layers and the best ResNet34 on a hundred classes, and the conditions there"
     rec = Recorded('task-b-full')
     best,ours = (rec.find(network=rec.best(n)) for n in ('resnet34','strict4'))
-    return Comparison(**rec.compare(best, ours)),conditions_of(rec.runs)
+    return rec.compare(best, ours),conditions_of(rec.runs)
 
 def read()->TaskB:
     "The facts, from the recorded runs"
     rec,costs = Recorded('task-b'),measured_costs()
     best,ours = rec.best('resnet34'),rec.best('strict4')
     work = costs.multiply_adds
-    r = Comparison(**rec.compare(rec.find(network=best), rec.find(network=ours)))
+    r = rec.compare(rec.find(network=best), rec.find(network=ours))
     hundred,hundred_data = _on_hundred()
     after = _after(best, ours)
     less,frugal = leaner(rec)

@@ -85,12 +85,11 @@ def unseen_table()->pd.DataFrame:
     rows = {}
     for k,sets in asked.items():
         r = rec.compare(one, without, sets)
-        difference = f"{100*r['diff']:+.1f} ({100*r['low']:+.1f} to {100*r['high']:+.1f})"
         rows[k] = {
-            'seen':f"{100*r['a']:.1f}",
-            'never seen':f"{100*r['b']:.1f}",
-            'difference, points':difference,
-            'seeds':r['seeds']}
+            'seen':f"{100*r.a:.1f}",
+            'never seen':f"{100*r.b:.1f}",
+            'difference, points':f'{r.points} ({r.points_range})',
+            'seeds':r.seeds}
     return pd.DataFrame.from_dict(rows, 'index').rename_axis('channels')
 
 # %% ../../nbs/09ae_tried.ipynb #e632c858

@@ -13,7 +13,7 @@ from ..tables import results_dir
 from ..stats import hit_table
 from ..recorded import Recorded
 from ..converted import convert_runs
-from ..findings import Comparison
+from ..comparison import Comparison,compare_hits
 from .task_a import every_set
 
 # %% ../../nbs/09aa_untrained.ipynb #10b17444
@@ -51,7 +51,7 @@ def converted_hits(
 def _kept(c, epochs, method, again, sets):
     "Converted networks / the same on RGB"
     alone = c.rec.hits(c.plain[epochs], ['RGB'])
-    return Comparison(**c.rec.compare_hits(alone, converted_hits(c, epochs, method, again, sets)))
+    return compare_hits(alone, converted_hits(c, epochs, method, again, sets))
 
 # %% ../../nbs/09aa_untrained.ipynb #8992ef1a
 def kept_table(c:Converted)->pd.DataFrame: # `epochs`, `method`, `recalibrated`, and `pairs` and `singles`, which are comparisons
