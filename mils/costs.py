@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from .core import network_name,progress
 from .models import create_model
-from .profile import fuse_norms,in_turns,multiply_adds,parameters,quartiles,throughput
+from .profile import ended,fuse_norms,in_turns,multiply_adds,parameters,quartiles,throughput
 from .depth import depth
 import pandas as pd,torch
 
@@ -59,7 +59,7 @@ def _peak_here(name, n_classes, size, batch, train, device, precision, options):
     gc.collect()                                          # what earlier networks left would go while this one is measured
     before = _held(device)
     net = create_model(name, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
-    if not train: net = fuse_norms(net)
+    if not train: net = fuse_norms(ended(net))
     _start_peak(device)                                   # copies that merging needed do not count
     x = _pictures(batch, size, device)
     if train: step = _training(net, x, precision)
@@ -200,7 +200,7 @@ def cost_table(
         options = dict(network)
         model = options.pop('model')
         net = create_model(model, n_classes, size=size, **options).to(device, memory_format=torch.channels_last)
-        used,name = fuse_norms(net),network_name(model, options)
+        used,name = fuse_norms(ended(net)),network_name(model, options)
         row = dict(network=name, **_counts(net, used, size))
         nets[name],steps[name] = used,_training(net, _pictures(train_batch, size, device), precision)
         row |= _measures(used, size, device, batch)

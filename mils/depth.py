@@ -7,7 +7,7 @@ __all__ = ['Depth', 'depth']
 
 # %% ../nbs/04a_depth.ipynb #0d4dfcde
 from dataclasses import dataclass
-from .profile import deployed
+from .profile import deployed,ended
 import networkx as nx,torch
 from torch import nn
 
@@ -133,11 +133,11 @@ class Depth:
         return f'Depth(ops={self.ops}, ops_with_gates={self.ops_with_gates}, nonlinear={self.nonlinear}, blocks={self.blocks})'
 
 def depth(
-    net:nn.Module,  # takes one tensor; measured as it is `deployed`
+    net:nn.Module,  # takes one tensor; measured as it is `deployed` when training has ended
     shape=(2,3,64,64),  # of the input, `(batch, channels, height, width)`
 )->Depth:
     "Longest path of weight layers from input to output; shortcuts beside it do not count"
-    net = deployed(net)
+    net = deployed(ended(net))
     full = trace(net, shape)
     trunk = full.copy()
     trunk.remove_edges_from([(gate,n) for n,o in full.nodes(data=True)

@@ -23,6 +23,16 @@ def deployed(
     if hasattr(net, 'fuse'): net = net.fuse()
     return net.eval()
 
+# %% ../nbs/04_profile.ipynb #aae1d2c9
+def ended(
+    net:nn.Module,  # in any state, left as it is
+)->nn.Module: # a copy
+    "The network as it is when training has ended: without activations that fade"
+    net = deepcopy(net)
+    for m in net.modules():
+        if hasattr(m, 'fade_to'): m.fade_to(1.)
+    return net
+
 # %% ../nbs/04_profile.ipynb #e2850548
 def parameters(net:nn.Module)->int:
     "Number of weights that are trained"
@@ -36,7 +46,7 @@ def multiply_adds(
     shape=(1,3,64,64),  # of the input
 )->int: # for the whole batch
     "Multiply-adds of convolutions and matrix products; FLOPs are twice as many"
-    net = deployed(net)
+    net = deployed(ended(net))
     x = torch.zeros(shape, device=next(net.parameters()).device)
     with FlopCounterMode(display=False, custom_mapping=_more_flops) as count, torch.no_grad(): net(x)
     return count.get_total_flops()//2
