@@ -57,7 +57,7 @@ task_b['task-b-length'] = dict(_task_b, seeds=[0], arms=[
     _cifar('the length that a target rests on', epochs=40, seeds=_three),
     _wide('four times as long', epochs=40),
     _half('four times as long', epochs=40),
-    *[net(why, epochs=e)
+    *[net(f'{why}; two more seeds were planned when the first had been tested', epochs=e, seeds=_three)
       for e,why in ((5,'half as long'), (20,'twice as long'))
       for net in (_fine,_wide,_half,_cifar)],
     _fine(_against, epochs=40, overrides=dict(wd=.3)),

@@ -15,6 +15,7 @@ from ..stats import crossed
 from ..recorded import Recorded
 from ..audit import ledger
 from ..findings import accuracy_of
+from . import early
 from .called import call
 
 # %% ../../nbs/09k_beside.ipynb #b67831ad
@@ -125,13 +126,6 @@ def epochs_to(
     reached = t.index.to_numpy()[:,None]-(t-goal)/gained
     return reached[t>=goal].bfill().iloc[0].mean(skipna=False)
 
-def _at_size():
-    "The first layer's gradient at the study's size, in the first epoch, over ResNet34's; the size"
-    rec = Recorded('task-b-224')
-    g = rec.tables['gradients'].query('position==0').set_index('run').gradient
-    (mine,),(its,) = (rec.find(model=m) for m in ('wide_resnet','resnet34'))
-    return g[mine]/g[its],rec.runs['size'].iloc[0]
-
 def _learning(rec, about):
     "The first layer's gradient, and epochs to half of ResNet34's accuracy, against ResNet34"
     deep,names = rec.best('resnet34'),rec.runs.set_index('run').network
@@ -139,14 +133,14 @@ def _learning(rec, about):
     g = g[g.position==0].assign(network=g.run.map(names),
                                 first=g.epoch==g.epoch.min())
     norm = g.groupby(['network','first']).gradient.mean()
-    early,late = (norm[wide][first]/norm[deep][first] for first in (True,False))
+    first_epoch,late = (norm[wide][first]/norm[deep][first] for first in (True,False))
     half = e[e.run.isin(rec.find(network=deep))].groupby('run').val_top1.last().mean()/2
     mine,its = (epochs_to(rec, n, half) for n in (wide,deep))
     stem = f'stem `{deep.split("=")[1]}`'
-    large,side = _at_size()
-    yield ('baseline.wide_resnet.gradient_magnitude_ratio_vs_resnet34', f'{large:.2f} times',
-        f'norm at the first layer, first epoch, {side} px; at {rec.runs["size"].iloc[0]} px, {stem}, '
-        f'{early:.2f} times, and {late:.2f} times later', 'dynamics')
+    large = early.read()
+    yield ('baseline.wide_resnet.gradient_magnitude_ratio_vs_resnet34', f'{large.gradient:.2f} times',
+        f'norm at the first layer, first epoch, {large.data.size} px; at {rec.runs["size"].iloc[0]} px, {stem}, '
+        f'{first_epoch:.2f} times, and {late:.2f} times later', 'dynamics')
     about = f'epochs to half of its final accuracy, {stem}, {about}'
     yield 'baseline.wide_resnet.convergence_speedup_to_50pct',f'{100*(1-mine/its):.0f} % fewer',about,'dynamics'
     yield '# the accuracy to which the line refers','half','of what ResNet34 ends with','dynamics'

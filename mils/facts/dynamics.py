@@ -81,17 +81,6 @@ def ratio_table(c)->pd.DataFrame:
     ratios.columns = [f'{measure}, {when}' for when,measure in ratios.columns]
     return ratios[sorted(ratios)].rename(columns=lambda k: k.replace('product', 'gradient times weight'))
 
-# %% ../../nbs/09g_dynamics_facts.ipynb #6bee3c3d
-def early()->pd.DataFrame: # rows: networks; columns: gradients as multiples of ResNet34's
-    "Gradients of the first epoch at 224 px: at the first layer, the same times weight, and the mean over all layers"
-    rec = Recorded('task-b-224')
-    g = rec.tables['gradients']
-    network = rec.runs.set_index('run').network.str.removesuffix(' recipe=seed')
-    g = g.assign(network=g.run.map(network), product=g.gradient*g.weight)
-    first = g[g.position==0].groupby('network')[['gradient','product']].mean()
-    t = first.assign(every=g.groupby('network').gradient.mean())
-    return t/t.loc['resnet34 stem=imagenet']
-
 # %% ../../nbs/09g_dynamics_facts.ipynb #8d0938f8
 def by_layer(c, network, measure='product')->pd.DataFrame: # rows: layers from the picture on; columns: epochs
     "Mean over seeds of a measure at each layer"
@@ -138,7 +127,6 @@ class Dynamics:
     spread:dict  # four, resnet34: largest over smallest gradient times weight among a network's layers
     layers:int; rank:int  # weight layers of the best ResNet34; place of its first one by gradient times weight, from the largest
     dead:int; counted:int  # networks with units that never vary, of those whose units were counted
-    size:Conditions; early:dict  # at the study's size: the pictures; `gradient`, `product`, `every` -> Wide ResNet over ResNet34
 
 # %% ../../nbs/09g_dynamics_facts.ipynb #240fd660
 def _leads(c):
@@ -168,8 +156,7 @@ def read()->Dynamics:
         ratios.min(axis=None), ratios.max(axis=None),
         *_reported('gradient_magnitude_ratio_vs_resnet34', 'convergence_speedup_to_50pct'),
         {k:v.max()/v.min() for k,v in later.items()}, len(deep), int(deep.rank(ascending=False).iloc[0]),
-        int((units.dead_units>0).sum()), int(units.units.notna().sum()),
-        conditions_of(Recorded('task-b-224').runs), early().loc['wide_resnet width=4'].to_dict())
+        int((units.dead_units>0).sum()), int(units.units.notna().sum()))
 
 # %% ../../nbs/09g_dynamics_facts.ipynb #e68dcf00
 def speed_table()->pd.DataFrame:
@@ -187,11 +174,6 @@ def gradient_table()->pd.DataFrame:
     t = t.assign(a=over.gradient, b=over['product']).sort_values('gradient', ascending=False)
     t = t.rename(call).rename_axis('network')
     return t.set_axis(['gradient','gradient times weight','gradient, ratio','gradient times weight, ratio'], axis=1).round(2)
-
-def early_table()->pd.DataFrame:
-    "Gradients of the first epoch at the study's size, as multiples of ResNet34's"
-    t = early().sort_values('gradient', ascending=False).rename(call).rename_axis('network')
-    return t.set_axis(['first layer','first layer, times weight','mean over all layers'], axis=1).round(2)
 
 def dead_table()->pd.DataFrame:
     "Networks with units that never vary on validation pictures, means over seeds"
