@@ -225,6 +225,7 @@ def test_a_run_is_called_what_it_was_made_of(table):
                 shares=lambda v: json.loads(v or '{}'),                     # older rows have none
                 held_out=lambda v: tuple(map(tuple, v.split())))
     for r in pd.read_csv(table, dtype=dict(held_out=str), keep_default_na=False).to_dict('records'):
-        cfg = Config(**{'precision':'float32', 'generator':'covariance', **{k:read.get(k, lambda v: v)(r[k]) for k in Config.__dataclass_fields__ if k in r}})
+        asked = {k:read.get(k, lambda v: v)(r[k]) for k in Config.__dataclass_fields__ if k in r}
+        cfg = Config(**{'precision':'float32', 'generator':'covariance', **asked})                  # older tables have neither
         made_of = identity(cfg, dict(key=r['data_key'], size=r['size'], classes=r['classes']), json.loads(r['versions']))
         assert r['run']==f'{cfg.model}-s{cfg.seed}-{digest(made_of)}' and json.loads(r['versions'])==declared(cfg)
