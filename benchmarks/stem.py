@@ -45,11 +45,11 @@ def main():
         parts.append(times.rename_axis('way').reset_index().assign(what=what, batch=bs))
     for name,(nf,ks,stride,size,bs) in STEMS.items():
         conv = nn.Conv2d(3, nf, ks, stride, ks//2 if stride<ks else 0, bias=False).to(memory_format=torch.channels_last)
-        dyn = DynamicConv2d.from_conv(conv, stats=STATS)
+        dyn = DynamicConv2d.from_conv(conv, stats=STATS, generator='covariance')
         measure(f'stem of {name}', bs, ways(conv, dyn, dyn.fold, size, bs))
     for name,size,bs,opts in (('small_cnn', 32, 128, dict(last=2)), ('resnet34', 64, 16, dict(stem='imagenet'))):
         net = create_model(name, 50, size=size, **opts).eval().to(memory_format=torch.channels_last)
-        dyn = convert(deepcopy(net), 'RGB', STATS)
+        dyn = convert(deepcopy(net), 'RGB', STATS, generator='covariance')
         measure(f'{name}, {size} px', bs, ways(net, dyn, dyn.fold, size, bs))
     t = pd.concat(parts, ignore_index=True).assign(threads=a.threads, rounds=a.rounds)
     t = t[['what','batch','threads','rounds','way','ms','ms_low','ms_high','ratio','ratio_low','ratio_high']]

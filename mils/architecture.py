@@ -6,12 +6,13 @@
 __all__ = ['versions']
 
 # %% ../nbs/05ab_architecture.ipynb #3bd037d0
-from dataclasses import asdict,dataclass,field
+from dataclasses import asdict,dataclass,field,replace
 import torch
 from torch import nn
-from .core import channel_set
+from .core import set_name
 from .generators import generators
-from .channels import find_stem
+from .layer import DynamicConv2d
+from .adaptive import Widened
 from .models import check_options,create_model,models
 
 # %% ../nbs/05ab_architecture.ipynb #e05522a5
@@ -31,8 +32,10 @@ class Architecture:
     dynamic:bool=False  # a stem for every subset of `channels`
     generator:str='told'  # of a dynamic stem's kernels
     attention:bool=False  # over the channels of a dynamic stem
-    bias:bool=False  # of the first convolution, where the model has none; a fold leaves one if its stem was told what is absent
-    def __post_init__(self): check_options(self.model, self.options)
+    biased:list=field(default_factory=list)  # paths of convolutions that have a bias, which the model has not: what a fold may leave
+    def __post_init__(self):
+        check_options(self.model, self.options)
+        if not self.dynamic: object.__setattr__(self, 'generator', 'covariance')       # as a `Config` of a plain network has it
     @classmethod
     def of(cls,
         cfg,  # a `Config`, or a dict of one
@@ -56,10 +59,6 @@ def check_versions(cfg, then, where):
         if then.get(k, now)!=now: raise ValueError(f'{where} was trained with another version: {k} is {then[k]} there and {now} today')
 
 # %% ../nbs/05ab_architecture.ipynb #081bc914
-def first_conv(net, channels):
-    "The convolution that takes these channels"
-    return net.get_submodule(find_stem(net, len(channel_set(channels, channels))))
-
 def create_network(
     cfg,  # an `Architecture` or a `Config`
     n_classes:int,
@@ -68,7 +67,21 @@ def create_network(
     "The network of a configuration, untrained"
     options = {'size':size, **cfg.options}
     net = create_model(cfg.model, n_classes, cfg.channels, cfg.dynamic, None, cfg.generator, cfg.attention, **options)
-    if getattr(cfg, 'bias', False):
-        conv = first_conv(net, cfg.channels)
+    for path in getattr(cfg, 'biased', ()):
+        conv = net.get_submodule(path)
         conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
     return net
+
+def folded(
+    arch:Architecture|None,  # of the network for every set
+    net,  # that network
+    plain:nn.Module,  # what its `fold` gave
+    channels,  # the set
+)->Architecture|None:
+    "How a fold is built; `None` where no architecture says it"
+    if arch is None or arch.attention or isinstance(plain, Widened): return None
+    stems = {path:m for path,m in net.net.named_modules() if isinstance(m, DynamicConv2d)}
+    convs = {path:plain.get_submodule(path) for path in stems}
+    if not all(isinstance(m, nn.Conv2d) for m in convs.values()): return None
+    biased = [path for path,m in convs.items() if m.bias is not None and stems[path].bias is None]
+    return replace(arch, channels=set_name(channels), dynamic=False, biased=biased)

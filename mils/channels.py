@@ -19,7 +19,7 @@ _all_ = ['ChannelAdaptive','DynamicConv2d']     # `from mils.channels import Dyn
 
 
 # %% ../nbs/02d_channels.ipynb #1d049a1d
-def find_stem(net, n):
+def _find_stem(net, n):
     "The path of the first convolution, which has to take `n` channels; `ValueError` otherwise"
     name = type(net).__name__
     path,conv = next(((k,m) for k,m in net.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), (None,None))
@@ -66,7 +66,7 @@ def convert(
 )->ChannelAdaptive:
     "A stem for every channel set, weights kept; `ValueError` where absent channels would be read, and then `net` is as it was"
     channels = channel_set(channels, channels)
-    path = find_stem(net, len(channels))
+    path = _find_stem(net, len(channels))
     res,done,convs = None,[],[net.get_submodule(path)]
     try:
         while convs:

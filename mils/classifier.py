@@ -7,12 +7,12 @@ __all__ = ['save_tensors', 'load_tensors', 'stats_of', 'Classifier', 'save_class
 
 # %% ../nbs/05ab_classifier.ipynb #6cbdc4d5
 import json
-from dataclasses import asdict,replace
+from dataclasses import asdict
 from .core import channel_set,set_name,write_atomic
 from .ranges import Ranges
 from .imageset import ChannelStats
 from .channels import ChannelAdaptive
-from .architecture import Architecture,check_versions,create_network,first_conv
+from .architecture import Architecture,check_versions,create_network,folded
 import numpy as np,torch
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
@@ -121,11 +121,9 @@ def fold(self:Classifier,
 )->Classifier: # takes just these channels, in this order; a plain network
     "A copy for this set alone; `ValueError` where the network has no stem for channel sets"
     if not isinstance(self.net, ChannelAdaptive): raise ValueError(f'the network was made for {set_name(self.channels)} alone')
-    channels,arch = channel_set(channels, self.channels),None
+    channels = channel_set(channels, self.channels)
     net = self.net.fold(channels)
-    if self.architecture and not self.architecture.attention:
-        told = self.net.stem.bias is None and first_conv(net, channels).bias is not None
-        arch = replace(self.architecture, channels=set_name(channels), dynamic=False, bias=told)
+    arch = folded(self.architecture, self.net, net, channels)
     stats = stats_of(self.stats, channels, self.channels)
     ranges = self.ranges and self.ranges.of(channels)
     new = Classifier(net, channels, stats, self.classes, self.size, arch, self.origin, ranges)

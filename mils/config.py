@@ -113,9 +113,9 @@ class Config:
         lookup(opts, self.settings['opt'], 'optimiser')
         lookup(schedules, self.settings['schedule'], 'schedule')
         lookup(samplings, self.sampling, 'sampling')
-        usual = 'told' if self.dynamic else 'covariance'                  # a plain stem has none, and says what it has always said
-        object.__setattr__(self, 'generator', self.generator or usual)
-        lookup(generators, self.generator, 'generator')
+        generator = self.generator or 'told'
+        lookup(generators, generator, 'generator')
+        object.__setattr__(self, 'generator', generator if self.dynamic else 'covariance')     # a plain stem has none: as it ever was
         object.__setattr__(self, 'precision', self.precision or ('bfloat16' if has_bf16(default_device()) else 'float32'))
         lookup(dict.fromkeys(_precisions), self.precision, 'precision')
         object.__setattr__(self, 'channels', set_name(channel_set(self.channels, self.channels)))

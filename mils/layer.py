@@ -41,7 +41,7 @@ class DynamicConv2d(nn.Conv2d):
         if kwargs.get('groups',1)!=1: raise ValueError(f"groups={kwargs['groups']}: a stem that mixes channels needs groups=1")
         corr = None if stats is None else stats.correlation(channels)
         super().__init__(n, out_channels, kernel_size, **kwargs)
-        self.channels,self.given,self.had_sets,self.wrapped,self.own,self.linear = channels,{},False,False,None,True
+        self.channels,self.given,self.had_sets,self.wrapped,self.own,self.linear,self.adds = channels,{},False,False,None,True,True
         self.generator = lookup(generators, generator, 'generator')(n, corr).to(self.weight.device)
         self.attention = ChannelAttention(n, self.generator.gate_all).to(self.weight) if attention else None
         self.told = nn.Parameter(torch.zeros(n, out_channels).to(self.weight)) if self.generator.tells else None
@@ -91,6 +91,7 @@ def _in_graph(self:DynamicConv2d, kernel):
     "A tensor as it is; in distributed training with every parameter of the layer in its graph, for DDP waits for a gradient of each"
     if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()): return kernel
     others = [p for part in (self.generator,self.attention) if part is not None for p in part.parameters()]
+    if self.told is not None: others.append(self.told)
     return kernel+0*sum(p.sum() for p in others)
 
 @patch
@@ -108,6 +109,7 @@ def _forward_set(self:DynamicConv2d, x, channels):
     if self.attention: x = SetAttention(self.attention, rows, len(self.channels))(x)
     if self.own is None: y = self._conv_forward(x, self._in_graph(self.kernel(channels)), self.bias)
     else: y = self._by_own(self._in_graph(self._complete_set(x, rows)))
+    if len(rows)==len(self.channels): return y                     # nothing is absent
     return self._tell(y, self.one_mask(channels))
 
 @patch

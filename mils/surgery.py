@@ -7,22 +7,17 @@ __all__ = []
 
 # %% ../nbs/02c_surgery.ipynb #63f43c07
 import json,warnings
-from copy import copy,deepcopy
+from copy import deepcopy
 from .core import channel_set
 from .akin import akin_to,grow
 from .mixing import SetAttention
 from .layer import DynamicConv2d
+from .kinds import keep_hooks
 import torch
 from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/02c_surgery.ipynb #a9dd5b2d
-def _keep_hooks(old, new):
-    "Hooks of `old` are those of `new`, so that whoever registered one can still remove it"
-    for k,v in vars(old).items():
-        if k.endswith('_hooks') or '_hooks_' in k: setattr(new, k, v)
-    return new.train(old.training)
-
 @patch(cls_method=True)
 def from_conv(cls:DynamicConv2d,
     conv:nn.Conv2d,  # the convolution to take over, with its weights
@@ -38,7 +33,7 @@ def from_conv(cls:DynamicConv2d,
         device=conv.weight.device, dtype=conv.weight.dtype, **kwargs)
     res._take_weight(conv)
     if type(conv) is not nn.Conv2d: res._take_class(conv)
-    return _keep_hooks(conv, res)
+    return keep_hooks(conv, res)
 
 @patch
 def _take_weight(self:DynamicConv2d, conv):
@@ -52,43 +47,6 @@ def _take_weight(self:DynamicConv2d, conv):
     for part in (self.generator,self.attention,self.told):
         if part is not None: part.requires_grad_(conv.weight.requires_grad)
 
-# %% ../nbs/02c_surgery.ipynb #1e54889e
-@patch
-def _take_class(self:DynamicConv2d, conv):
-    "Let `conv`, of another class, do what it does; `TypeError` where it is not a function of a picture"
-    own = self.__dict__['own'] = copy(conv)                     # no module below the layer: it has what the layer has, in the same dicts
-    _keep_hooks(nn.Module(), own)                               # without hooks: these are the layer's now
-    for kind in ('_parameters','_buffers','_modules'):
-        mine = getattr(self, kind)
-        mine.update({k:v for k,v in getattr(conv, kind).items() if k not in mine})
-        setattr(own, kind, mine)
-    self._non_persistent_buffers_set |= conv._non_persistent_buffers_set
-    self.linear = self._is_linear()
-    if not self.linear and self.weight is not conv.weight:
-        raise TypeError(f'{type(conv).__name__} is not linear in its weight, and this generator needs one of another shape')
-
-@patch
-def _alone(self:DynamicConv2d):
-    "A copy of `own` with nothing of the layer"
-    own = copy(self.own)
-    for kind in ('_parameters','_buffers','_modules'):
-        setattr(own, kind, {k:v for k,v in getattr(own, kind).items() if k not in ('generator','attention','told')})
-    return deepcopy(own)
-
-@patch
-@torch.no_grad()
-def _is_linear(self:DynamicConv2d):
-    "Whether twice the weight gives twice the output"
-    name,bias = type(self.own).__name__,0 if self.bias is None else self.bias[:,None,None]
-    side = 2*max(d*(k-1)+1 for d,k in zip(self.dilation, self.kernel_size))
-    x = torch.linspace(-1, 1, side**2).view(1, 1, side, side).expand(-1, self.weight.shape[1], -1, -1).to(self.weight)
-    once,twice = self._alone(),self._alone()
-    twice.weight.mul_(2)
-    try: once,doubled = once(x)-bias,twice(x)-bias
-    except Exception as e: raise TypeError(f'{name} cannot be converted: {e}') from e
-    return torch.allclose(doubled, 2*once, rtol=1e-3, atol=1e-5)
-
-
 # %% ../nbs/02c_surgery.ipynb #74a46011
 @patch
 def fold(self:DynamicConv2d,
@@ -99,7 +57,7 @@ def fold(self:DynamicConv2d,
     rows = self.rows(channels)
     if self.linear: parts = [self._plain(self._wider(self.kernel(channels), rows, wide))]
     else: parts = [self._completion(rows, wide), self._alone()]
-    self._put_told(parts[-1], rows)
+    self._put_told(parts, rows)
     if self.attention: parts.insert(0, SetAttention(deepcopy(self.attention), rows, len(self.channels)))
     res = parts[0] if len(parts)==1 else nn.Sequential(*parts)
     for k,v in vars(self).items():
@@ -135,16 +93,26 @@ def _completion(self:DynamicConv2d, rows, wide):
     return conv
 
 # %% ../nbs/02c_surgery.ipynb #f5007f34
+class Added(nn.Module):
+    "A bias for each channel: `(batch, channels, height, width)` to the same"
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = bias
+    def forward(self, x): return x+self.bias[:,None,None]
+
 @patch
 @torch.no_grad()
-def _put_told(self:DynamicConv2d, conv, rows):
-    "Add to the bias of `conv` what its filters are told of the channels that are absent"
+def _put_told(self:DynamicConv2d, parts, rows):
+    "Add to the bias of the convolution, which is the last part, what its filters are told of the channels that are absent"
     absent = [i for i in range(len(self.channels)) if i not in rows]
     if self.told is None or not absent: return
     told = self.told[absent].sum(0)
     if not told.is_meta and not told.any(): return            # filters that were told nothing keep the shape of a plain layer
+    conv = parts[-1]
+    trained = self.told.requires_grad or (conv.bias is not None and conv.bias.requires_grad)
+    if not self.adds: return parts.append(Added(nn.Parameter(told, requires_grad=trained)))
     if conv.bias is not None: told = told+conv.bias
-    conv.bias = nn.Parameter(told, requires_grad=self.told.requires_grad)
+    conv.bias = nn.Parameter(told, requires_grad=trained)
 
 # %% ../nbs/02c_surgery.ipynb #6c6d4d24
 @patch
@@ -183,6 +151,9 @@ def _load_from_state_dict(self:DynamicConv2d, state_dict, prefix, local_metadata
         return error_msgs.append(f'the weights of {prefix[:-1] or "the layer"} are for channels {", ".join(names)}; '
                                  f'the layer has {", ".join(self.channels)}: make it with channels={names}')
     nn.Conv2d._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-    if prefix+'told' in missing_keys: self.told.data.zero_()                           # a state of filters that were told nothing
-    for k in (key,prefix+'told'):
-        if k in missing_keys: missing_keys.remove(k)
+    if key in missing_keys: missing_keys.remove(key)
+    told = prefix+'told'
+    if told in missing_keys and prefix+'weight' in state_dict:                         # a state of filters that were told nothing
+        missing_keys.remove(told)
+        if self.told.is_meta: self.told = nn.Parameter(torch.zeros(self.told.shape).to(self.weight))
+        else: self.told.data.zero_()

@@ -89,7 +89,8 @@ def tune_weights(
     net = net or efficientnet_lite0()
     val = np.random.default_rng(plan['seed']).permutation(ds.splits['val'])[:plan['val']]
     def trained(rate, steps):
-        make = lambda: (convert(deepcopy(net), 'RGB', stats), lambda o: tuned(o, ds, among, rate, steps, plan, size))
+        make = lambda: (convert(deepcopy(net), 'RGB', stats, generator='covariance'),       # as it was when the plan was written
+                        lambda o: tuned(o, ds, among, rate, steps, plan, size))
         return _network(folder/f'{rate:g}-{steps}.pt', make)
     tried = {rate:mixed_accuracy(trained(rate, plan['tried']), ds, among, val, size) for rate in plan['rates']}
     rate = max(tried, key=tried.get)

@@ -478,6 +478,43 @@ def test_parameters_of_another_class_keep_their_names(kind):
         assert_same(o(x), dyn(x))
         assert_close(o.fold('BG')(x[:,[2,1]]), dyn(x[:,1:], channels='GB'))
 
+class Rectified(nn.Conv2d):
+    def forward(self, x): return super().forward(x).relu()
+class Twice(nn.Conv2d):
+    def forward(self, x): return 2*super().forward(x)
+class Deaf(nn.Conv2d):
+    def forward(self, x): return nn.functional.conv2d(x, self.weight, None, self.stride, self.padding)
+
+@pytest.mark.parametrize('kind', [nn.Conv2d,Rectified,Twice,Deaf])
+def test_a_fold_tells_what_the_layer_tells(kind):
+    "Also where a class does more with its bias than to add it"
+    torch.manual_seed(0)
+    layer = DynamicConv2d.from_conv(kind(3, 4, 3, padding=1, bias=False), 'RGB', STATS)
+    nn.init.normal_(layer.told)
+    x = pictures()
+    for s in channel_sets(): assert_close(layer.fold(s)(x[:,layer.rows(s)]), layer(x[:,layer.rows(s)], channels=s))
+
+def test_what_a_fold_was_told_is_trained_where_the_layer_is():
+    layer = DynamicConv2d(3, 4, 3, 'RGB', STATS)
+    nn.init.normal_(layer.told)
+    assert layer.fold('GB').bias.requires_grad
+    layer.requires_grad_(False)
+    assert not layer.fold('GB').bias.requires_grad
+
+def test_a_state_of_other_layers_leaves_what_was_told():
+    net = convert(small_net(), stats=STATS)
+    nn.init.normal_(net.stem.told)
+    told = net.stem.told.detach().clone()
+    head = {k:v for k,v in net.state_dict().items() if k.startswith('net.5')}
+    net.load_state_dict(head, strict=False)
+    assert_same(net.stem.told, told)
+
+def test_a_state_from_before_fills_a_network_without_memory():
+    before = convert(small_net(), stats=STATS, generator='covariance').state_dict()
+    with torch.device('meta'): net = convert(small_net(), stats=STATS)
+    net.load_state_dict(before, assign=True)
+    assert not any(p.is_meta for p in net.parameters()) and not net.stem.told.any()
+
 def test_a_state_of_filters_that_were_told_nothing_is_read():
     "A network of the regression is one whose biases are zero"
     before,x = convert(small_net(), stats=STATS, generator='covariance'),pictures()

@@ -3,15 +3,17 @@ import itertools,json
 from dataclasses import replace
 import numpy as np,pytest,torch
 from hypothesis import given,strategies as st
+from torch import nn
 from torchvision.models import resnet18
 from tensors import assert_close
 from mils.core import channel_set,set_name
 from mils.chroma import chroma
 from mils.channels import convert
-from mils.models import create_model
+from mils.models import create_model,models
+from mils.architecture import Architecture
 from mils.config import Config
 from mils.learner import get_learner
-from mils.classifier import load_classifier,save_classifier
+from mils.classifier import Classifier,load_classifier,save_classifier
 from mils.prediction import predict,predict_sets
 from mils.export import export
 
@@ -52,6 +54,34 @@ def test_every_way_to_give_a_set_keeps_its_order(ds, tmp_path):
         save_classifier(tmp_path/'fold.safetensors', fold)
         with torch.inference_mode(): assert_close(load_classifier(tmp_path/'fold.safetensors')(pictures(ds, s)), want, 1e-4)
         assert_close(torch.tensor(predict(net, ds, channels=s).p), torch.tensor(predict(net, ds, channels=known).p), 1e-4)
+
+class TwoStems(nn.Module):
+    "Two convolutions look at the picture"
+    def __init__(self, n_classes, c_in):
+        super().__init__()
+        self.a,self.b,self.head = *(nn.Conv2d(c_in, 4, 3, bias=False) for _ in range(2)),nn.Linear(4, n_classes)
+    def forward(self, x): return self.head((self.a(x).relu()+self.b(x).tanh()).mean((2,3)))
+
+class Shifted(TwoStems):
+    "They look at a picture that was changed before"
+    def forward(self, x): return super().forward(x-torch.tensor([.4,.5,.6])[:,None,None])
+
+@pytest.mark.parametrize('kind', [TwoStems,Shifted])
+def test_folds_of_unusual_networks(kind, ds, tmp_path, monkeypatch):
+    "Every stem keeps what it was told; what cannot be built again is not saved"
+    monkeypatch.setitem(models, 'unusual', lambda n_classes, c_in=3, size=64: kind(n_classes, c_in))
+    monkeypatch.setitem(models.versions, 'unusual', 1)
+    torch.manual_seed(0)
+    net = Classifier(None, 'RGB', ds.stats, ds.classes, ds.size, Architecture('unusual', dynamic=True)).eval()
+    for stem in net.net.stems: nn.init.normal_(stem.told)
+    fold,x = net.fold('GB'),pictures(ds, 'GB')
+    with torch.inference_mode(): assert_close(fold(x), net(x, channels='GB'), 1e-4)
+    if kind is Shifted:
+        with pytest.raises(ValueError, match='no architecture'): save_classifier(tmp_path/'fold.safetensors', fold)
+        return
+    assert fold.architecture.biased==['a','b']
+    save_classifier(tmp_path/'fold.safetensors', fold)
+    with torch.inference_mode(): assert_close(load_classifier(tmp_path/'fold.safetensors')(x), fold(x))
 
 def test_an_exported_file_lists_its_channels_in_order(ds, tmp_path):
     onnx,ort = pytest.importorskip('onnx'),pytest.importorskip('onnxruntime')
