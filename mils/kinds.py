@@ -55,7 +55,8 @@ def _adds_bias(self:DynamicConv2d):
     x,more = self._test_picture(),torch.linspace(-1, 1, self.out_channels).to(self.weight)
     without,with_bias = self._alone(),self._alone()
     with_bias.bias = nn.Parameter(more if self.bias is None else more+self.bias)
-    return torch.allclose(with_bias(x)-without(x), more[:,None,None].expand_as(without(x)), rtol=1e-3, atol=1e-5)
+    added = with_bias(x)-without(x)
+    return torch.allclose(added, more[:,None,None].expand_as(added), rtol=1e-3, atol=1e-5)
 
 @patch
 @torch.no_grad()

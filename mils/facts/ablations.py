@@ -45,8 +45,7 @@ def counterparts(rec)->pd.DataFrame:
         errors='coerce'),_networks(rec),{}
     for told,a,b in _same:
         if b not in names: continue
-        c = rec.compare(rec.find(network=names[a]),
-            rec.find(network=names[b]))
+        c = rec.compare(rec.find(network=names[a]), rec.find(network=names[b]))
         rows[' to '.join(filter(None, (a,b)))] = was[told],c
     t = pd.DataFrame.from_dict(rows, 'index', columns=['reported','c'])
     return t.assign(adjusted=holm(t.c.map(lambda c: c.p))).sort_values('reported')

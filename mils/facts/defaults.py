@@ -9,6 +9,7 @@ __all__ = []
 from dataclasses import dataclass
 import numpy as np,pandas as pd
 from ..models import create_model,models
+from ..profile import parameters
 from ..protocols import protocols
 from ..recorded import Recorded
 from ..comparison import compare_hits
@@ -60,17 +61,16 @@ def _case(protocols, settings)->Case:
 # %% ../../nbs/09be_defaults.ipynb #fa077540
 may_cost = .003              # of the parameters, at most
 
-def _parameters(name, generator):
-    net = create_model(name, 100, dynamic=True, generator=generator, size=64)
-    return sum(p.numel() for p in net.parameters())
+def _share_told(name):
+    net = create_model(name, 100, dynamic=True, generator=candidate, size=64)
+    told = sum(stem.told.numel() for stem in net.stems)
+    return told/(parameters(net)-told)
 
 def costs()->pd.Series: # by network, the dearest first
     "What the candidate's biases add to the parameters of each network of the lab, as a share"
     models.find()                                        # networks are imported when one is asked for
     names = [name for name in models if models.is_ours(name)]
-    before = pd.Series({name:_parameters(name, 'covariance') for name in names})
-    after = pd.Series({name:_parameters(name, candidate) for name in names})
-    return (after/before-1).sort_values(ascending=False)
+    return pd.Series({name:_share_told(name) for name in names}).sort_values(ascending=False)
 
 # %% ../../nbs/09be_defaults.ipynb #d5b236c0
 @dataclass(frozen=True)

@@ -87,8 +87,7 @@ def read()->KeyNumbers:
     "The facts, from the summary and the recorded runs"
     rows,rec = _rows(),Recorded('task-b')
     def versus(n):
-        return rec.compare(rec.find(network=n),
-                                        rec.find(network=wide))
+        return rec.compare(rec.find(network=n), rec.find(network=wide))
     best = rec.best('resnet34')
     stems = [n for n in rec.runs.network.unique() if n.startswith('resnet34')]
     others = [versus(n) for n in _architectures().values() if n!=wide]

@@ -35,8 +35,7 @@ class Races:
 
     def versus(self, a, b, epochs):
         "Network `b` over network `a` after as many epochs"
-        return self.rec.compare(self.at(a, epochs),
-            self.at(b, epochs))
+        return self.rec.compare(self.at(a, epochs), self.at(b, epochs))
 
 def races()->Races:
     "The recorded runs of all lengths"

@@ -44,8 +44,7 @@ def frugal_table()->Table:
     "The Quartet, and deeper networks with less arithmetic that validation images put ahead of it"
     rec,costs,ours = Recorded('task-b'),measured_costs(),short['quartet']
     def row(n):
-        r = rec.compare(rec.find(network=ours),
-            rec.find(network=n))
+        r = rec.compare(rec.find(network=ours), rec.find(network=n))
         said = 'the yardstick' if n==ours else f'{r.share} ({r.share_range}), {r.order}'
         return {
             'network':call(n),
@@ -77,8 +76,7 @@ def hundred_table()->Table:
     rec = Recorded('task-b-full')
     macs,best = large_costs(rec),rec.best('resnet34')
     def row(n, t):
-        r = rec.compare(rec.find(network=best),
-            list(t.run)) if n!=best else None
+        r = rec.compare(rec.find(network=best), list(t.run)) if n!=best else None
         said = f'{r.share} ({r.share_range})' if r else 'the yardstick'
         return {'network':call(n), 'share of ResNet34':said, '90 %?':r.reaches_90 if r else '',
             'top-1, %':accuracy_of(rec.hits(list(t.run))).cell,

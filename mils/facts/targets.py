@@ -70,8 +70,7 @@ def _first(rec, macs):
     "B1 and B2, on fifty classes"
     def t(key, b, a, **asked):
         a,b = short[a],short[b]
-        r = rec.compare(rec.find(network=a),
-            rec.find(network=b))
+        r = rec.compare(rec.find(network=a), rec.find(network=b))
         return Target(key, f'{call(b)} / {call(a)}', r, macs[b]/macs[a],
             **asked)
     yield t('B1', 'quartet', 'fine', floor=.9, goal=1., load=1)
@@ -91,8 +90,7 @@ def _large():
     macs,o = large_costs(rec),rec.runs.iloc[0]
     def t(key, b, a, **asked):
         a,b = short[a],short[b]
-        r = rec.compare(rec.find(network=a),
-            rec.find(network=b))
+        r = rec.compare(rec.find(network=a), rec.find(network=b))
         return Target(key, f'{call(b)} / {call(a)}, {o.classes} classes', r,
             macs[b]/macs[a], **asked)
     yield t('B1', 'quartet', 'fine', floor=.9, goal=1., load=1)
